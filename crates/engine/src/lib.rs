@@ -1,0 +1,331 @@
+//! One DRBD resource as a value: all rules of replication, no I/O.
+//!
+//! `handle(now, input, &mut effects)` is the only door (contract: [`api`]). The engine keeps payload bytes outside
+//! and owns all ordering: an effect that must wait for a disk or a peer is not emitted before that completion.
+//!
+//! How the rooms hang together: `request` takes the application's I/O in and lets it go, `replica` does the same for
+//! writes of a peer, both go through one volume's door (`volume`, `door`), activity log (`activity`) and ranges
+//! (`ranges`). `meta` writes metadata in order. `connect` sets a connection up, `handshake` decides who is source,
+//! `exchange` moves bitmaps, `resync` moves blocks. `twophase` changes what concerns several nodes. `generation`
+//! keeps the identifiers, `state` the states and what follows from a change. Inputs set flags and call one room;
+//! `settle` then runs what became possible, until nothing does: no room calls another one in circles.
+#![no_std]
+
+extern crate alloc;
+
+pub mod activity;
+pub mod api;
+mod attach;
+mod connect;
+mod dispatch;
+mod door;
+pub mod epoch;
+mod exchange;
+mod generation;
+pub mod handshake;
+mod meta;
+pub mod pacing;
+mod peer;
+pub mod progress;
+pub mod ranges;
+mod replica;
+mod request;
+mod resync;
+mod role;
+mod slab;
+mod state;
+mod status;
+mod timer;
+mod twophase;
+mod volume;
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use rand_chacha::ChaCha12Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use types::{IoError, IoId, LinkId, NodeId, NodeSet, PayloadId, Role, Time, Uuid, VolumeNumber};
+
+pub use api::*;
+use peer::Peer;
+use replica::PeerWrite;
+use request::{Flush, Read, Write};
+use resync::{ResyncRequest, Served};
+use role::RoleChange;
+use slab::{Key, Slab};
+use state::Deferred;
+use twophase::TwoPhase;
+use volume::Volume;
+
+/// The resource on this node.
+pub struct Engine {
+    me: NodeId,
+    config: ResourceConfig,
+    now: Time,
+    rng: ChaCha12Rng,
+    out: Vec<Effect>,
+    role: Role,
+    volumes: BTreeMap<VolumeNumber, Volume>,
+    peers: BTreeMap<NodeId, Peer>,
+    ios: Slab<Io>,
+
+    reads: Slab<Read>,
+    flushes: Slab<Flush>,
+    writes: Slab<Write>,
+    /// Submitted writes of the application, in order; they leave from the front.
+    transfer_log: VecDeque<Key>,
+    /// Sectors that this node has written as Primary: the position in its stream.
+    dagtag: u64,
+    /// Number of the write epoch that the next write belongs to.
+    epoch: u64,
+    epoch_writes: u32,
+    /// Something in the transfer log may have become complete or done: these writes, or any of them.
+    retire: bool,
+    touched: Vec<Key>,
+    check_all: bool,
+
+    peer_writes: Slab<PeerWrite>,
+    resync_requests: Slab<ResyncRequest>,
+    served: Slab<Served>,
+    /// Flushes of resynced blocks so far: their numbers.
+    flushes_started: u64,
+    twophase: TwoPhase,
+    role_change: Option<RoleChange>,
+    /// What waits until a superblock is on disk.
+    deferred: Vec<(VolumeNumber, u64, Deferred)>,
+}
+
+/// A disk operation on its way: of which volume, and what for.
+struct Io {
+    volume: VolumeNumber,
+    kind: IoKind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum IoKind {
+    Metadata,
+    Read(Key),
+    Write(Key),
+    Flush(Key),
+    PeerWrite(Key),
+    /// A peer's epoch is closed and written: make it durable.
+    EpochFlush {
+        peer: NodeId,
+        link: LinkId,
+    },
+    /// Written resync blocks become durable before they are acknowledged.
+    ResyncFlush {
+        flush: u64,
+        peer: NodeId,
+    },
+    /// A peer reads (resync or remote read).
+    Serve {
+        key: Key,
+    },
+    ResyncWrite {
+        peer: NodeId,
+        key: Key,
+    },
+    /// Before a Primary steps down, before a clean detach.
+    Barrier,
+}
+
+impl Engine {
+    pub fn new(config: ResourceConfig, seed: [u8; 32]) -> Engine {
+        let volumes = config.volumes.iter().map(|(n, c)| (*n, Volume::new(*n, c.clone()))).collect();
+        let peers = config.peers.iter().map(|(n, c)| (*n, Peer::new(*n, c.clone(), &config))).collect();
+        Engine {
+            me: config.node_id,
+            config,
+            now: Time::ZERO,
+            rng: ChaCha12Rng::from_seed(seed),
+            out: Vec::new(),
+            role: Role::Secondary,
+            volumes,
+            peers,
+            ios: Slab::new(),
+            reads: Slab::new(),
+            flushes: Slab::new(),
+            writes: Slab::new(),
+            transfer_log: VecDeque::new(),
+            dagtag: 0,
+            epoch: 0,
+            epoch_writes: 0,
+            retire: false,
+            touched: Vec::new(),
+            check_all: false,
+            peer_writes: Slab::new(),
+            resync_requests: Slab::new(),
+            served: Slab::new(),
+            flushes_started: 0,
+            twophase: TwoPhase::new(),
+            role_change: None,
+            deferred: Vec::new(),
+        }
+    }
+
+    /// Takes one input and appends what follows from it. `now` never goes back; an earlier one counts as the last.
+    pub fn handle(&mut self, now: Time, input: Input, effects: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        core::mem::swap(&mut self.out, effects);
+        match input {
+            Input::Command { id, command } => self.command(id, command),
+            Input::Submit { request, volume, op, range, payload } => self.submit(request, volume, op, range, payload),
+            Input::DiskDone { volume, io, result, payload } => self.disk_done(volume, io, result, payload),
+            Input::LinkUp { peer, link, arbiter } => self.link_up(peer, link, arbiter),
+            Input::LinkDown { peer, link, error } => self.link_down(peer, link, error),
+            Input::Received { peer, link, socket, volume, message, payload } => {
+                self.received(peer, link, socket, volume, message, payload)
+            }
+            Input::Tick => {}
+        }
+        self.run_timers();
+        self.settle();
+        core::mem::swap(&mut self.out, effects);
+    }
+
+    /// Runs everything that became possible, until nothing more does.
+    fn settle(&mut self) {
+        loop {
+            // First what a durable superblock allows: a generation is announced before its first write is sent.
+            let mut progress = self.run_deferred();
+            for number in self.volume_numbers() {
+                progress |= self.kick_metadata(number);
+                if core::mem::take(&mut self.volume_mut(number).pump) {
+                    progress = true;
+                    self.pump(number);
+                }
+            }
+            if core::mem::take(&mut self.retire) {
+                progress = true;
+                self.retire();
+            }
+            progress |= self.advance_role_change();
+            progress |= self.advance_twophase();
+            progress |= self.advance_detach();
+            if !progress {
+                return;
+            }
+        }
+    }
+
+    fn command(&mut self, id: CommandId, command: Command) {
+        match command {
+            Command::Attach { volume, disk } => self.attach(id, volume, *disk),
+            Command::Detach { volume, force } => self.detach(id, volume, force),
+            Command::Connect { peer, discard_my_data } => self.connect(id, peer, discard_my_data),
+            Command::Disconnect { peer, force } => self.disconnect(id, peer, force),
+            Command::Promote { force } => self.promote(id, force),
+            Command::Demote => self.demote(id),
+            Command::Invalidate { volume, from } => self.invalidate(id, volume, from),
+            Command::InvalidateRemote { volume, peer } => self.invalidate_remote(id, volume, peer),
+            Command::Outdate { volume } => self.outdate(id, volume),
+            Command::NewCurrentUuid { volume, clear_bitmap } => self.new_current_uuid(id, volume, clear_bitmap),
+            Command::PauseSync { volume, peer } => self.pause_sync(id, volume, peer, true),
+            Command::ResumeSync { volume, peer } => self.pause_sync(id, volume, peer, false),
+        }
+    }
+
+    fn disk_done(&mut self, volume: VolumeNumber, io: IoId, result: Result<(), IoError>, payload: Option<PayloadId>) {
+        let Some(done) = self.ios.remove(io.0) else {
+            panic!("the driver completed {io:?} of {volume:?}, which is not on its way");
+        };
+        assert_eq!(done.volume, volume, "the driver completed {io:?} for another volume");
+        let entry = self.volume_mut(volume);
+        entry.ios -= 1;
+        match done.kind {
+            IoKind::Metadata => self.metadata_done(volume, result),
+            IoKind::Read(key) => self.local_read_done(key, result),
+            IoKind::Write(key) => self.local_write_done(key, result),
+            IoKind::Flush(key) => self.local_flush_done(key, result),
+            IoKind::PeerWrite(key) => self.peer_write_done(key, result),
+            IoKind::EpochFlush { peer, link } => self.epoch_flush_done(peer, link, volume, result),
+            IoKind::ResyncFlush { peer, flush } => self.resync_flush_done(peer, volume, flush, result),
+            IoKind::Serve { key } => self.serve_done(key, result, payload),
+            IoKind::ResyncWrite { peer, key } => self.resync_write_done(peer, volume, key, result),
+            IoKind::Barrier => self.barrier_flush_done(volume, result),
+        }
+    }
+
+    // ------------------------------------------------------------------ small helpers of all rooms
+
+    fn emit(&mut self, effect: Effect) {
+        self.out.push(effect);
+    }
+
+    fn event(&mut self, event: Event) {
+        self.out.push(Effect::Event(event));
+    }
+
+    fn warn(&mut self, text: alloc::string::String) {
+        self.event(Event::Warning { text });
+    }
+
+    /// Starts a disk operation. The volume has a disk.
+    fn disk(&mut self, volume: VolumeNumber, kind: IoKind, op: DiskOp) {
+        let io = IoId(self.ios.insert(Io { volume, kind }));
+        self.volume_mut(volume).ios += 1;
+        self.emit(Effect::Disk { volume, io, op });
+    }
+
+    fn release(&mut self, payload: Option<PayloadId>) {
+        if let Some(payload) = payload {
+            self.emit(Effect::Release { payload });
+        }
+    }
+
+    fn reply(&mut self, id: CommandId, result: Result<(), Refusal>) {
+        self.emit(Effect::Reply { id, result });
+    }
+
+    fn refuse(&mut self, id: CommandId, refusal: Refusal) {
+        self.emit(Effect::Reply { id, result: Err(refusal) });
+    }
+
+    fn volume_numbers(&self) -> Vec<VolumeNumber> {
+        self.volumes.keys().copied().collect()
+    }
+
+    fn peer_ids(&self) -> Vec<NodeId> {
+        self.peers.keys().copied().collect()
+    }
+
+    /// The volume exists: the number came from this engine's own state or was looked up before.
+    fn volume(&self, number: VolumeNumber) -> &Volume {
+        &self.volumes[&number]
+    }
+
+    fn volume_mut(&mut self, number: VolumeNumber) -> &mut Volume {
+        self.volumes.get_mut(&number).expect("the volume was looked up before")
+    }
+
+    fn peer(&self, id: NodeId) -> &Peer {
+        &self.peers[&id]
+    }
+
+    fn peer_mut(&mut self, id: NodeId) -> &mut Peer {
+        self.peers.get_mut(&id).expect("the peer was looked up before")
+    }
+
+    /// A duration in 0..limit, evenly spread.
+    fn random_duration(&mut self, limit: Duration) -> Duration {
+        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX).max(1);
+        Duration::from_nanos(self.rng.next_u64() % limit)
+    }
+
+    /// A generation that is neither "not set" nor "just created". Bit 0: this node is Primary.
+    fn random_uuid(&mut self) -> Uuid {
+        loop {
+            let uuid = Uuid(self.rng.next_u64()).with_primary_bit(self.role == Role::Primary);
+            if !uuid.is_just_created() && !uuid.same(Uuid::UNKNOWN) {
+                return uuid;
+            }
+        }
+    }
+
+    /// Peers whose connection is fully set up.
+    fn connected_peers(&self) -> NodeSet {
+        self.peers.values().filter(|p| p.is_connected()).map(|p| p.id).collect()
+    }
+}

@@ -1,0 +1,791 @@
+//! The application's requests: from the door to completion, and writes on to the moment when every replica's part is
+//! settled ("done") and the transfer log forgets them.
+//!
+//! ```text
+//! parked -> range -> activity log -> submitted -> completed (the application is told)
+//!                                             \-> done (stable or given up on every peer) -> retired, in order
+//! ```
+//! Bits are decided at retirement (rule BM-1): a peer that confirmed the write as stable keeps its bits, every other
+//! slot gets them; only then the activity log lets the extents go.
+
+use alloc::vec::Vec;
+
+use types::{
+    BlockOp, ByteRange, DiskState, IoError, LinkId, NodeId, NodeSet, PayloadId, ReplicationState, RequestId, Role,
+    Time, VolumeNumber,
+};
+use wire::Message;
+use wire::message::{BlockRequest, DataFlags, DataHead};
+
+use crate::api::{DiskOp, Effect, Protocol};
+use crate::peer::WriteMode;
+use crate::ranges::{RangeId, RangeKind};
+use crate::slab::Key;
+use crate::volume::{Parked, Writer};
+use crate::{Engine, IoKind};
+
+/// One peer's part in a write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leg {
+    pub peer: NodeId,
+    pub link: LinkId,
+    pub state: LegState,
+    pub want: Want,
+    /// Number of the epoch on that connection.
+    pub barrier: u32,
+    /// The peer may take the blocks as in sync, and so may we when it says so.
+    pub may_set_in_sync: bool,
+    pub in_sync: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LegState {
+    /// Not sent: the peer is told "out of sync" when the write retires.
+    Marked,
+    Sent,
+    /// The peer has it in memory.
+    Received,
+    /// The peer's disk completed it.
+    Written,
+    /// Its epoch was acknowledged: it survives the peer's power.
+    Stable,
+    /// The peer could not write it.
+    Failed,
+    /// The link is gone.
+    Lost,
+}
+
+/// What the application waits for on this leg.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Want {
+    Nothing,
+    Receipt,
+    Disk,
+}
+
+impl Leg {
+    /// The peer still owes an answer.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.is_settled()
+    }
+    fn is_settled(&self) -> bool {
+        matches!(self.state, LegState::Marked | LegState::Stable | LegState::Failed | LegState::Lost)
+    }
+    fn holds_up_completion(&self) -> bool {
+        match self.want {
+            Want::Nothing => false,
+            Want::Receipt => self.state == LegState::Sent,
+            Want::Disk => matches!(self.state, LegState::Sent | LegState::Received),
+        }
+    }
+    fn succeeded(&self) -> bool {
+        match self.state {
+            LegState::Received | LegState::Written | LegState::Stable => true,
+            LegState::Sent => self.want == Want::Nothing,
+            LegState::Marked | LegState::Failed | LegState::Lost => false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Local {
+    /// No disk to write to.
+    None,
+    Pending,
+    Ok,
+    Failed(IoError),
+}
+
+#[derive(Debug)]
+pub(crate) struct Write {
+    pub request: RequestId,
+    pub volume: VolumeNumber,
+    pub op: BlockOp,
+    pub range: ByteRange,
+    pub payload: Option<PayloadId>,
+    pub local: Local,
+    pub legs: Vec<Leg>,
+    pub completed: bool,
+    /// Position in the stream after this write.
+    pub dagtag: u64,
+    pub epoch: u64,
+    pub submitted: Time,
+    /// References on the activity log are held.
+    pub in_log: bool,
+}
+
+pub(crate) struct Read {
+    pub request: RequestId,
+    pub volume: VolumeNumber,
+    pub range: ByteRange,
+    pub payload: PayloadId,
+    pub at: ReadAt,
+    /// Peers that could not answer.
+    pub tried: NodeSet,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ReadAt {
+    Disk,
+    Peer(NodeId, LinkId),
+}
+
+/// A flush of the application: durable here, and the epochs of peers under protocol B and C acknowledged (rule FL-1).
+pub(crate) struct Flush {
+    pub request: RequestId,
+    pub volume: VolumeNumber,
+    pub local: Local,
+    /// Peer, link and the last barrier that must be acknowledged.
+    pub waits: Vec<(NodeId, LinkId, u32)>,
+}
+
+impl Engine {
+    pub(crate) fn submit(
+        &mut self,
+        request: RequestId,
+        number: VolumeNumber,
+        op: BlockOp,
+        range: ByteRange,
+        payload: Option<PayloadId>,
+    ) {
+        let parked = Parked { request, op, range, payload };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return self.complete(parked, Err(IoError::Invalid));
+        };
+        let aligned = range.start().is_multiple_of(512) && range.len().is_multiple_of(512);
+        let fits = range.is_within(volume.exposed_bytes);
+        let shape = if op == BlockOp::Flush { range.is_empty() } else { aligned && fits && !range.is_empty() };
+        if !shape || op.has_payload() != payload.is_some() {
+            return self.complete(parked, Err(IoError::Invalid));
+        }
+        volume.parked.push_back(parked);
+        volume.pump = true;
+    }
+
+    /// Starts a request that the door lets in. False: it has to wait at the door after all.
+    pub(crate) fn admit(&mut self, number: VolumeNumber, parked: Parked) -> bool {
+        match parked.op {
+            BlockOp::Read => self.start_read(number, parked),
+            BlockOp::Flush => self.start_flush(number, parked),
+            BlockOp::Write { .. } | BlockOp::Discard | BlockOp::WriteZeroes { .. } => {
+                if let Some(reason) = self.volume(number).generation_due {
+                    self.begin_generation(number, reason);
+                    if self.volume(number).backing.as_ref().is_some_and(|b| !b.is_settled()) {
+                        return false;
+                    }
+                }
+                self.start_write(number, parked);
+            }
+        }
+        true
+    }
+
+    // ------------------------------------------------------------------ writes
+
+    fn start_write(&mut self, number: VolumeNumber, parked: Parked) {
+        let key = self.writes.insert(Write {
+            request: parked.request,
+            volume: number,
+            op: parked.op,
+            range: parked.range,
+            payload: parked.payload,
+            local: Local::None,
+            legs: Vec::new(),
+            completed: false,
+            dagtag: 0,
+            epoch: 0,
+            submitted: self.now,
+            in_log: false,
+        });
+        self.volume_mut(number).writes_open += 1;
+        if self.take_range(number, RangeOwner::Application(key), parked.range) {
+            self.range_granted(number, Writer::Application(key));
+        }
+    }
+
+    /// Range and activity log are held and the superblock is settled: the write goes to the disk and to the peers.
+    pub(crate) fn submit_write(&mut self, key: Key) {
+        let Some(write) = self.writes.get(key) else { return };
+        let (number, op, range, payload) = (write.volume, write.op, write.range, write.payload);
+        if self.epoch_writes >= self.epoch_writes_max() {
+            self.close_epoch();
+        }
+        self.epoch_writes += 1;
+        let start = self.dagtag;
+        self.dagtag += range.sectors();
+        let (end, epoch, now) = (self.dagtag, self.epoch, self.now);
+
+        let legs: Vec<Leg> = self
+            .peer_ids()
+            .into_iter()
+            .filter_map(|peer| self.start_leg(peer, number, key, op, range, payload, start, end))
+            .collect();
+        let writable = self.volume(number).is_writable();
+        let write = self.writes.get_mut(key).expect("looked it up above");
+        write.legs = legs;
+        write.dagtag = end;
+        write.epoch = epoch;
+        write.submitted = now;
+        write.local = if writable { Local::Pending } else { Local::None };
+        self.transfer_log.push_back(key);
+        if writable {
+            self.volume_mut(number).counters.written_bytes += range.len();
+            self.disk(number, IoKind::Write(key), disk_write(op, range, payload));
+        }
+        self.release(payload);
+        self.touch_write(key);
+    }
+
+    #[allow(clippy::too_many_arguments)] // One call, in the one place that knows all of it.
+    fn start_leg(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        key: Key,
+        op: BlockOp,
+        range: ByteRange,
+        payload: Option<PayloadId>,
+        dagtag_start: u64,
+        dagtag_end: u64,
+    ) -> Option<Leg> {
+        let mode = self.peer(peer).write_mode(number);
+        let link = self.peer(peer).link_id()?;
+        let mut leg = Leg {
+            peer,
+            link,
+            state: LegState::Marked,
+            want: Want::Nothing,
+            barrier: 0,
+            may_set_in_sync: false,
+            in_sync: false,
+        };
+        match mode {
+            WriteMode::Nothing => return None,
+            WriteMode::MarkOnly => return Some(leg),
+            WriteMode::Data { may_set_in_sync } => {
+                leg.may_set_in_sync = may_set_in_sync;
+                leg.state = LegState::Sent;
+            }
+        }
+        let fua = matches!(op, BlockOp::Write { fua: true } | BlockOp::WriteZeroes { fua: true, .. });
+        let has_copy = self.volume(number).disk == DiskState::UpToDate;
+        leg.want = match self.peer(peer).config.protocol {
+            // Without good data of its own this node's acknowledgement is worth what a peer's disk says (rule PR-1).
+            _ if !has_copy => Want::Disk,
+            Protocol::A => Want::Nothing,
+            // Durable on completion cannot be promised by a receipt.
+            Protocol::B if fua => Want::Disk,
+            Protocol::B => Want::Receipt,
+            Protocol::C => Want::Disk,
+        };
+        let mut flags = DataFlags::RW_SYNC;
+        flags |= match leg.want {
+            Want::Nothing => 0,
+            Want::Receipt => DataFlags::SEND_RECEIVE_ACK,
+            Want::Disk => DataFlags::SEND_WRITE_ACK,
+        };
+        if leg.may_set_in_sync {
+            flags = flags & !DataFlags::SEND_RECEIVE_ACK | DataFlags::MAY_SET_IN_SYNC | DataFlags::SEND_WRITE_ACK;
+            if leg.want == Want::Receipt {
+                leg.want = Want::Disk;
+            }
+        }
+        if fua {
+            flags |= DataFlags::FUA;
+        }
+        leg.barrier = self.join_epoch(peer);
+        self.send_dagtag(peer, dagtag_start, dagtag_end);
+        let head = |flags, seq| DataHead { range, block_id: key, seq, flags: DataFlags(flags) };
+        let device = self.peer_mut(peer).volumes.get_mut(&number).expect("it has a write mode");
+        device.sequence = device.sequence.wrapping_add(1);
+        device.pending += 1;
+        let seq = device.sequence;
+        let message = match op {
+            BlockOp::Discard => Message::Trim(head(flags | DataFlags::DISCARD, seq)),
+            BlockOp::WriteZeroes { may_unmap, .. } => {
+                let unmap = if may_unmap { DataFlags::DISCARD } else { 0 };
+                Message::Zeroes(head(flags | DataFlags::ZEROES | unmap, seq))
+            }
+            _ => {
+                device.sent_bytes += range.len();
+                self.peer_mut(peer).unstable_bytes += range.len();
+                Message::Data(head(flags, seq))
+            }
+        };
+        self.send_data(peer, Some(number), message, if op == BlockOp::Discard { None } else { payload });
+        Some(leg)
+    }
+
+    pub(crate) fn local_write_done(&mut self, key: Key, result: Result<(), IoError>) {
+        let write = self.writes.get_mut(key).expect("a write stays until its local part is settled");
+        let number = write.volume;
+        write.local = match result {
+            Ok(()) => Local::Ok,
+            Err(error) => Local::Failed(error),
+        };
+        let discard = write.op == BlockOp::Discard;
+        // A failed discard leaves bits behind, it does not condemn the disk.
+        if result.is_err() && !discard {
+            self.local_io_failed(number, "write failed");
+        }
+        self.touch_write(key);
+    }
+
+    /// A peer's answer to a write. Answers from an old link or to a settled leg are ignored: they come late.
+    pub(crate) fn leg_answer(&mut self, peer: NodeId, key: Key, state: LegState, in_sync: bool) {
+        let Some(write) = self.writes.get_mut(key) else { return };
+        let number = write.volume;
+        let Some(leg) = write.legs.iter_mut().find(|l| l.peer == peer && !l.is_settled()) else { return };
+        if leg.state == LegState::Sent
+            && let Some(device) = self.peers.get_mut(&peer).and_then(|p| p.volumes.get_mut(&number))
+        {
+            device.pending = device.pending.saturating_sub(1);
+        }
+        leg.state = state;
+        leg.in_sync |= in_sync;
+        if state == LegState::Failed && matches!(write.op, BlockOp::Write { .. }) {
+            let bytes = write.range.len();
+            self.less_unstable(peer, bytes);
+        }
+        self.touch_write(key);
+        if state == LegState::Failed && self.peer(peer).is_connected() {
+            // It will say so itself; until then it must not count as a copy that follows (rule GE-2).
+            self.set_peer_disk(peer, number, DiskState::Failed, "it could not write");
+        }
+    }
+
+    fn touch_write(&mut self, key: Key) {
+        self.touched.push(key);
+        self.retire = true;
+    }
+
+    pub(crate) fn check_all_writes(&mut self) {
+        self.check_all = true;
+        self.retire = true;
+    }
+
+    fn less_unstable(&mut self, peer: NodeId, bytes: u64) {
+        let entry = self.peer_mut(peer);
+        entry.unstable_bytes = entry.unstable_bytes.saturating_sub(bytes);
+    }
+
+    /// Barrier `barrier` of `peer` was acknowledged: all its writes are stable there.
+    pub(crate) fn legs_stable(&mut self, peer: NodeId, barrier: u32) {
+        let mut bytes = 0;
+        for key in &self.transfer_log {
+            let write = self.writes.get_mut(*key).expect("the transfer log names writes that exist");
+            let data = matches!(write.op, BlockOp::Write { .. });
+            for leg in &mut write.legs {
+                if leg.peer == peer && leg.barrier == barrier && !leg.is_settled() {
+                    leg.state = LegState::Stable;
+                    bytes += if data { write.range.len() } else { 0 };
+                }
+            }
+        }
+        self.less_unstable(peer, bytes);
+        self.check_all_writes();
+        self.pump_all();
+    }
+
+    /// CONFIRM_STABLE: the writes of the oldest epoch from `oldest` to `youngest` are stable. Returns how many; `None`
+    /// if they are not what was sent.
+    pub(crate) fn legs_stable_between(&mut self, peer: NodeId, oldest: Key, youngest: Key) -> Option<u32> {
+        let barrier = self.writes.get(oldest)?.legs.iter().find(|l| l.peer == peer)?.barrier;
+        let first = self.transfer_log.iter().position(|key| *key == oldest)?;
+        let last = self.transfer_log.iter().position(|key| *key == youngest)?;
+        let (mut count, mut bytes) = (0, 0);
+        for key in self.transfer_log.iter().skip(first).take((last + 1).checked_sub(first)?) {
+            let write = self.writes.get_mut(*key).expect("the transfer log names writes that exist");
+            for leg in write.legs.iter_mut().filter(|l| l.peer == peer && l.barrier == barrier) {
+                if leg.state != LegState::Marked {
+                    count += 1;
+                }
+                if leg.is_waiting() {
+                    leg.state = LegState::Stable;
+                    bytes += if matches!(write.op, BlockOp::Write { .. }) { write.range.len() } else { 0 };
+                }
+            }
+        }
+        self.less_unstable(peer, bytes);
+        self.check_all_writes();
+        Some(count)
+    }
+
+    /// The link to `peer` is gone: nothing more will be heard of these legs. Returns the volumes that had any.
+    pub(crate) fn legs_lost(&mut self, peer: NodeId) -> Vec<VolumeNumber> {
+        let mut volumes = Vec::new();
+        for key in &self.transfer_log {
+            let write = self.writes.get_mut(*key).expect("the transfer log names writes that exist");
+            for leg in write.legs.iter_mut().filter(|l| l.peer == peer && !l.is_settled()) {
+                leg.state = LegState::Lost;
+                if !volumes.contains(&write.volume) {
+                    volumes.push(write.volume);
+                }
+            }
+        }
+        let (mut done, mut again) = (Vec::new(), Vec::new());
+        for (key, flush) in self.flushes.iter() {
+            if flush.waits.iter().any(|(p, ..)| *p == peer) {
+                done.push(key);
+            }
+        }
+        for (key, read) in self.reads.iter() {
+            if matches!(read.at, ReadAt::Peer(p, _) if p == peer) {
+                again.push(key);
+            }
+        }
+        for key in done {
+            self.flushes.get_mut(key).expect("listed above").waits.retain(|(p, ..)| *p != peer);
+        }
+        for key in again {
+            self.retry_read(key, peer);
+        }
+        self.peer_mut(peer).unstable_bytes = 0;
+        self.check_all_writes();
+        volumes
+    }
+
+    /// Completes and retires what can be. Completion waits for a settled superblock: a generation that began because
+    /// a peer was lost is on disk before a write completes without that peer (rule GE-2).
+    pub(crate) fn retire(&mut self) {
+        if core::mem::take(&mut self.check_all) {
+            self.touched.clear();
+            for index in 0..self.transfer_log.len() {
+                self.complete_write(self.transfer_log[index]);
+            }
+        }
+        while let Some(key) = self.touched.pop() {
+            self.complete_write(key);
+        }
+        self.complete_flushes();
+        while let Some(key) = self.transfer_log.front().copied() {
+            let write = &self.writes.get(key).expect("the transfer log names writes that exist");
+            if !write.completed || !write.legs.iter().all(Leg::is_settled) {
+                break;
+            }
+            self.transfer_log.pop_front();
+            let write = self.writes.remove(key).expect("looked at it just now");
+            self.settle_bits(&write);
+        }
+        let settled = match self.transfer_log.front().and_then(|key| self.writes.get(*key)) {
+            Some(oldest) => oldest.dagtag - 1,
+            None => self.dagtag,
+        };
+        self.answer_flush_requests(settled);
+    }
+
+    fn complete_write(&mut self, key: Key) {
+        let Some(write) = self.writes.get(key) else { return };
+        if write.completed || write.local == Local::Pending || write.legs.iter().any(Leg::holds_up_completion) {
+            return;
+        }
+        let number = write.volume;
+        let lost = write.legs.iter().any(|l| matches!(l.state, LegState::Lost | LegState::Failed));
+        if lost && self.volume(number).backing.as_ref().is_some_and(|b| !b.is_settled()) {
+            return;
+        }
+        let remote = write.legs.iter().any(Leg::succeeded);
+        // A sync target's disk alone is no copy: the resync will overwrite it with what the source has (rule PR-2).
+        let good = self.volume(number).disk == DiskState::UpToDate;
+        let result = match write.local {
+            Local::Ok if good => Ok(()),
+            _ if remote => Ok(()),
+            Local::Ok => Err(IoError::Io),
+            Local::Failed(error) => Err(error),
+            Local::None | Local::Pending => Err(IoError::Io),
+        };
+        let (request, epoch) = (write.request, write.epoch);
+        self.writes.get_mut(key).expect("looked at it just now").completed = true;
+        self.emit(Effect::Complete { request, result });
+        self.give_range_back(number, RangeOwner::Application(key));
+        // What comes after this completion may depend on it: it belongs to a later epoch.
+        if epoch == self.epoch {
+            self.close_epoch();
+        }
+        self.volume_mut(number).pump = true;
+    }
+
+    /// Rule BM-1: decides the bits of a write that left the transfer log, then frees its extents in the log.
+    fn settle_bits(&mut self, write: &Write) {
+        let number = write.volume;
+        let mut stable = NodeSet::only(self.me);
+        for leg in &write.legs {
+            if leg.state == LegState::Stable {
+                stable = stable.with(leg.peer);
+            }
+        }
+        let local_ok = write.local == Local::Ok;
+        let keep = if local_ok || write.local == Local::None { stable } else { NodeSet::EMPTY };
+        self.mark_all_but(number, keep, write.range);
+        let volume = self.volume_mut(number);
+        if volume.backing.is_some() {
+            for leg in &write.legs {
+                if local_ok && leg.state == LegState::Stable && leg.may_set_in_sync && leg.in_sync {
+                    volume.mark_in_sync(leg.peer, write.range);
+                }
+            }
+        }
+        for leg in &write.legs {
+            if leg.state == LegState::Marked && self.peer(leg.peer).link_id() == Some(leg.link) {
+                self.send_data(leg.peer, Some(number), Message::OutOfSync(write.range), None);
+            }
+        }
+        if write.in_log
+            && let Some(backing) = &mut self.volume_mut(number).backing
+        {
+            backing.log.release(write.range.extents());
+        }
+        let has_it = if local_ok { stable } else { stable.without(self.me) };
+        for leg in &write.legs {
+            if leg.state != LegState::Marked && leg.state != LegState::Lost {
+                self.note_peer_ack(leg.peer, leg.link, has_it, write.dagtag);
+            }
+        }
+        let volume = self.volume_mut(number);
+        volume.writes_open -= 1;
+        volume.pump = true;
+    }
+
+    // ------------------------------------------------------------------ flushes
+
+    fn start_flush(&mut self, number: VolumeNumber, parked: Parked) {
+        self.close_epoch();
+        let waits = self
+            .peers
+            .values()
+            .filter(|p| p.is_connected() && p.config.protocol != Protocol::A)
+            .filter_map(|p| Some((p.id, p.link_id()?, p.last_open_barrier()?)))
+            .collect();
+        let writable = self.volume(number).is_writable();
+        let local = if writable { Local::Pending } else { Local::None };
+        let key = self.flushes.insert(Flush { request: parked.request, volume: number, local, waits });
+        if writable {
+            self.disk(number, IoKind::Flush(key), DiskOp::Flush);
+        }
+        self.retire = true;
+    }
+
+    pub(crate) fn local_flush_done(&mut self, key: Key, result: Result<(), IoError>) {
+        let flush = self.flushes.get_mut(key).expect("a flush stays until its local part is settled");
+        let number = flush.volume;
+        flush.local = match result {
+            Ok(()) => Local::Ok,
+            Err(error) => Local::Failed(error),
+        };
+        if result.is_err() {
+            self.local_io_failed(number, "flush failed");
+        }
+        self.retire = true;
+    }
+
+    pub(crate) fn flush_barrier_acked(&mut self, peer: NodeId, barrier: u32) {
+        let keys: Vec<Key> = self.flushes.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let flush = self.flushes.get_mut(key).expect("listed above");
+            flush.waits.retain(|(p, _, b)| !(*p == peer && *b == barrier));
+        }
+        self.retire = true;
+    }
+
+    fn complete_flushes(&mut self) {
+        let keys: Vec<Key> = self.flushes.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let flush = self.flushes.get(key).expect("listed above");
+            if flush.local == Local::Pending || !flush.waits.is_empty() {
+                continue;
+            }
+            let settled = self.volume(flush.volume).backing.as_ref().is_none_or(|b| b.is_settled());
+            if !settled {
+                continue;
+            }
+            let flush = self.flushes.remove(key).expect("listed above");
+            // With the own disk gone the peers' epochs are the durability that is left.
+            let result = match flush.local {
+                Local::Failed(error) if self.up_to_date_peer(flush.volume).is_none() => Err(error),
+                _ => Ok(()),
+            };
+            self.emit(Effect::Complete { request: flush.request, result });
+        }
+    }
+
+    // ------------------------------------------------------------------ reads
+
+    fn start_read(&mut self, number: VolumeNumber, parked: Parked) {
+        let payload = parked.payload.expect("a read brings its buffer: checked at submission");
+        let key = self.reads.insert(Read {
+            request: parked.request,
+            volume: number,
+            range: parked.range,
+            payload,
+            at: ReadAt::Disk,
+            tried: NodeSet::EMPTY,
+        });
+        self.route_read(key);
+    }
+
+    /// Rule RD-1: an UpToDate disk answers; an Inconsistent one only where no slot has a bit; otherwise a peer.
+    fn route_read(&mut self, key: Key) {
+        let read = self.reads.get(key).expect("the caller holds it");
+        let (number, range, payload, tried) = (read.volume, read.range, read.payload, read.tried);
+        let volume = self.volume(number);
+        let local = match (&volume.backing, volume.disk) {
+            _ if tried.contains(self.me) => false,
+            (Some(_), DiskState::UpToDate) => true,
+            (Some(backing), DiskState::Inconsistent) => {
+                let blocks = range.blocks_touched(backing.block_bytes());
+                !backing.bitmap.slots().any(|slot| backing.bitmap.any(slot, blocks.clone()))
+            }
+            _ => false,
+        };
+        if local {
+            self.reads.get_mut(key).expect("the caller holds it").at = ReadAt::Disk;
+            self.volume_mut(number).counters.read_bytes += range.len();
+            return self.disk(number, IoKind::Read(key), DiskOp::ReadInto { range, payload });
+        }
+        let candidate = self.peers.values().find(|p| {
+            p.is_connected()
+                && !tried.contains(p.id)
+                && p.volumes
+                    .get(&number)
+                    .is_some_and(|d| d.disk == DiskState::UpToDate && d.replication >= ReplicationState::Established)
+        });
+        let Some((peer, link)) = candidate.and_then(|p| Some((p.id, p.link_id()?))) else {
+            return self.end_read(key, Err(IoError::Io));
+        };
+        self.reads.get_mut(key).expect("the caller holds it").at = ReadAt::Peer(peer, link);
+        let request = BlockRequest { range, block_id: key, dagtag: None };
+        self.send_data(peer, Some(number), Message::DataRequest(request), None);
+    }
+
+    fn end_read(&mut self, key: Key, result: Result<(), IoError>) {
+        let read = self.reads.remove(key).expect("the caller holds it");
+        self.emit(Effect::Complete { request: read.request, result });
+        self.release(Some(read.payload));
+        self.volume_mut(read.volume).pump = true;
+    }
+
+    pub(crate) fn local_read_done(&mut self, key: Key, result: Result<(), IoError>) {
+        let read = self.reads.get(key).expect("a read stays until it is answered");
+        let (number, range) = (read.volume, read.range);
+        if result.is_ok() {
+            return self.end_read(key, Ok(()));
+        }
+        // The block is bad here: whoever repairs it needs the bit (rule BM-1).
+        self.mark_all_but(number, NodeSet::EMPTY, range);
+        self.local_io_failed(number, "read failed");
+        let me = self.me;
+        self.retry_read(key, me);
+    }
+
+    /// `at` could not answer: another way, or an error.
+    pub(crate) fn retry_read(&mut self, key: Key, at: NodeId) {
+        let read = self.reads.get_mut(key).expect("the caller holds it");
+        read.tried = read.tried.with(at);
+        self.route_read(key);
+    }
+
+    /// A peer answers a read with data. The driver's new buffer takes the place of the request's.
+    pub(crate) fn remote_read_done(&mut self, peer: NodeId, key: Key, range: ByteRange, payload: Option<PayloadId>) {
+        let ours =
+            self.reads.get(key).is_some_and(|r| r.range == range && matches!(r.at, ReadAt::Peer(p, _) if p == peer));
+        let Some(from) = payload.filter(|_| ours) else {
+            self.release(payload);
+            return self.protocol_error(peer, "DATA_REPLY answers no request of ours");
+        };
+        let read = self.reads.get(key).expect("looked at it just now");
+        self.emit(Effect::Copy { from, to: read.payload });
+        self.release(Some(from));
+        self.end_read(key, Ok(()));
+    }
+
+    pub(crate) fn remote_read_failed(&mut self, peer: NodeId, key: Key) {
+        if self.reads.get(key).is_some_and(|r| matches!(r.at, ReadAt::Peer(p, _) if p == peer)) {
+            self.retry_read(key, peer);
+        }
+    }
+
+    // ------------------------------------------------------------------ ranges
+
+    /// Takes a range, or queues for it. Returns whether it is held now.
+    pub(crate) fn take_range(&mut self, number: VolumeNumber, owner: RangeOwner, range: ByteRange) -> bool {
+        self.volume_mut(number).ranges.insert_or_wait(owner.id(), range, owner.kind())
+    }
+
+    pub(crate) fn give_range_back(&mut self, number: VolumeNumber, owner: RangeOwner) {
+        let granted = self.volume_mut(number).ranges.remove(owner.id());
+        for id in granted {
+            match RangeOwner::of_id(id) {
+                RangeOwner::Application(key) => self.range_granted(number, Writer::Application(key)),
+                RangeOwner::PeerWrite(key) => self.peer_range_granted(number, key),
+                RangeOwner::Serve(key) => self.serve_range_granted(number, key),
+                RangeOwner::Resync(key) => self.resync_range_granted(number, key),
+            }
+        }
+        self.volume_mut(number).pump = true;
+    }
+
+    pub(crate) fn pump_all(&mut self) {
+        for volume in self.volumes.values_mut() {
+            volume.pump = true;
+        }
+    }
+
+    pub(crate) fn is_primary(&self) -> bool {
+        self.role == Role::Primary
+    }
+}
+
+/// Who holds or wants a range of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum RangeOwner {
+    Application(Key),
+    PeerWrite(Key),
+    /// A read for a peer: it must not see half a write.
+    Serve(Key),
+    /// A resync block on this target.
+    Resync(Key),
+}
+
+impl RangeOwner {
+    /// The owner in the two highest bits; keys have their generation there, which never gets that far.
+    fn id(self) -> RangeId {
+        let (kind, key) = match self {
+            RangeOwner::Application(key) => (0, key),
+            RangeOwner::PeerWrite(key) => (1, key),
+            RangeOwner::Serve(key) => (2, key),
+            RangeOwner::Resync(key) => (3, key),
+        };
+        assert!(key >> 62 == 0, "key {key:#x} used up its generations");
+        key | (kind << 62)
+    }
+
+    fn of_id(id: RangeId) -> RangeOwner {
+        let key = id & (u64::MAX >> 2);
+        match id >> 62 {
+            0 => RangeOwner::Application(key),
+            1 => RangeOwner::PeerWrite(key),
+            2 => RangeOwner::Serve(key),
+            _ => RangeOwner::Resync(key),
+        }
+    }
+
+    fn kind(self) -> RangeKind {
+        match self {
+            RangeOwner::Application(_) => RangeKind::Application,
+            RangeOwner::PeerWrite(_) => RangeKind::Peer,
+            RangeOwner::Serve(_) | RangeOwner::Resync(_) => RangeKind::Resync,
+        }
+    }
+}
+
+/// The disk operation of a write.
+pub(crate) fn disk_write(op: BlockOp, range: ByteRange, payload: Option<PayloadId>) -> DiskOp {
+    match op {
+        BlockOp::Write { fua } => {
+            DiskOp::Write { range, payload: payload.expect("a write brings its data: checked at the door"), fua }
+        }
+        BlockOp::Discard => DiskOp::Discard { range },
+        BlockOp::WriteZeroes { may_unmap, fua } => DiskOp::WriteZeroes { range, may_unmap, fua },
+        BlockOp::Read | BlockOp::Flush => unreachable!("{op:?} changes nothing"),
+    }
+}

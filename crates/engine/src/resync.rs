@@ -1,0 +1,959 @@
+//! Moving blocks: the target asks, the source reads and answers, the target writes, makes it durable and acknowledges,
+//! both clear the bits.
+//!
+//! Rules: RS-3 a bit is cleared when its block is on the target's *stable* storage; acknowledgements of a batch wait
+//! for one flush. RS-4 the source reads a block only while no local write to it is in flight, and holds overlapping
+//! writes back until the answer is queued: so the answer never carries less than what went before it on the stream.
+//! RS-5 a target that is Primary holds its own writes back from a block between request and write. RS-6 the target
+//! ends the resync, after the source has every acknowledgement (a ping on the control socket) and after a Primary has
+//! told it of every block that it only marked (FLUSH_REQUESTS).
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use types::{
+    ByteRange, DiskState, IoError, NodeId, NodeSet, PayloadId, ReplicationState, Role, Time, Uuid, VolumeNumber,
+};
+use wire::Message;
+use wire::message::{BlockRequest, Dagtag, DataFlags, DataHead};
+use wire::version::feature;
+
+use crate::api::{CommandId, DiskOp, Event, Refusal};
+use crate::progress::Marks;
+use crate::request::RangeOwner;
+use crate::slab::Key;
+use crate::state::Deferred;
+use crate::volume::WIRE_BLOCK_BYTES;
+use crate::{Engine, IoKind};
+
+/// Largest block of one request. Bytes. Source: docs/wire.md "Sizes".
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
+/// Requested and not yet written. Large enough to fill a fast link, small against `max-buffers`.
+const WINDOW_BYTES: u64 = 4 << 20;
+/// Written and not yet durable: at most this is acknowledged with one flush.
+const FLUSH_BATCH_BYTES: u64 = 8 << 20;
+/// Reads of one peer that are not answered, or answered and not acknowledged. More is a peer gone wild.
+const SERVED_MAX: usize = 16384;
+/// Between two passes over the bitmap.
+const PASS_PAUSE: Duration = Duration::from_millis(10);
+/// Before a cancelled block is asked for again.
+const CANCELLED_PAUSE: Duration = Duration::from_millis(100);
+
+/// A resync that this node is the target of.
+pub(crate) struct Resync {
+    pub phase: ResyncPhase,
+    /// Our current UUID when it started.
+    start_uuid: Uuid,
+    /// Next block to look at.
+    position: u64,
+    in_flight_bytes: u64,
+    requests: u32,
+    /// On the disk, not durable.
+    written: Vec<Key>,
+    written_bytes: u64,
+    /// Being made durable, by the flush with this number.
+    flushing: Vec<Key>,
+    flush: u64,
+    failed_blocks: u64,
+    pub marks: Marks,
+    started: Time,
+    /// Bytes that may be asked for now; negative: asked too much.
+    allowance: i64,
+    allowance_at: Time,
+    /// No requests before.
+    pub not_before: Time,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ResyncPhase {
+    /// "Inconsistent" is not on disk yet.
+    Starting,
+    Running,
+    /// No bit is left; a Primary source was asked what it has only marked.
+    Flushing {
+        sequence: u64,
+    },
+    /// Waiting for the answer to this ping: the source then has all acknowledgements.
+    Pinging {
+        ping: u64,
+    },
+    /// The new generation is on its way to disk.
+    Adopting,
+}
+
+/// One request of a target.
+pub(crate) struct ResyncRequest {
+    pub peer: NodeId,
+    pub volume: VolumeNumber,
+    pub range: ByteRange,
+    payload: Option<PayloadId>,
+    /// It holds or waits for its range.
+    ranged: bool,
+    /// It holds its range.
+    granted: bool,
+    writing: bool,
+    /// Bits were set for it since it was asked for: the block stays out of sync.
+    superseded: bool,
+    /// The link is gone, or the resync ended before the answer came.
+    orphan: bool,
+}
+
+/// A read that we serve to a peer.
+pub(crate) struct Served {
+    pub peer: NodeId,
+    pub volume: VolumeNumber,
+    pub range: ByteRange,
+    pub block_id: u64,
+    pub kind: ServedKind,
+    reading: bool,
+    /// Bits were set for it since it was asked for: the acknowledgement does not disprove them.
+    superseded: bool,
+    orphan: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ServedKind {
+    Resync,
+    /// A read of the application on the other side.
+    Read,
+    /// Answered; the target's acknowledgement is due.
+    Answered,
+}
+
+impl Engine {
+    // ------------------------------------------------------------------ start
+
+    pub(crate) fn begin_target(&mut self, peer: NodeId, number: VolumeNumber, reason: &'static str) {
+        let now = self.now;
+        self.adopt_for_resync(peer, number);
+        let me = self.me;
+        let Some(backing) = &mut self.volume_mut(number).backing else { return };
+        // Everybody else counts from what we have now.
+        let current = backing.superblock.current_uuid;
+        for node in NodeId::all().filter(|n| *n != peer && *n != me) {
+            let record = &mut backing.superblock.peers[node.index()];
+            if record.slot.is_some() && record.bitmap_uuid.is_zero() && !current.is_just_created() {
+                record.bitmap_uuid = current;
+            }
+        }
+        backing.touch();
+        let bits = backing.bits_towards(peer);
+        let resync = Resync {
+            phase: ResyncPhase::Starting,
+            start_uuid: current,
+            position: 0,
+            in_flight_bytes: 0,
+            requests: 0,
+            written: Vec::new(),
+            written_bytes: 0,
+            flushing: Vec::new(),
+            flush: 0,
+            failed_blocks: 0,
+            marks: Marks::new(now, bits, WIRE_BLOCK_BYTES),
+            started: now,
+            allowance: 0,
+            allowance_at: now,
+            not_before: now,
+        };
+        self.device_mut(peer, number).resync = Some(resync);
+        self.set_replication(peer, number, ReplicationState::SyncTarget, reason);
+        self.set_disk_untold(number, DiskState::Inconsistent, "sync target");
+        self.tell_state(number);
+        self.update_pause(peer, number);
+        self.event(Event::ResyncStarted { peer, volume: number, source: false, bits });
+        self.when_durable(number, Deferred::ResyncReady { peer });
+    }
+
+    pub(crate) fn resync_ready(&mut self, peer: NodeId, number: VolumeNumber) {
+        if let Some(resync) = &mut self.device_mut(peer, number).resync
+            && resync.phase == ResyncPhase::Starting
+        {
+            resync.phase = ResyncPhase::Running;
+        }
+        self.volume_mut(number).pump = true;
+    }
+
+    pub(crate) fn begin_source(&mut self, peer: NodeId, number: VolumeNumber, reason: &'static str) {
+        let now = self.now;
+        let bits = self.volume(number).bits_towards(peer);
+        self.device_mut(peer, number).source_since = Some((now, bits));
+        self.device_mut(peer, number).marks = Some(Marks::new(now, bits, WIRE_BLOCK_BYTES));
+        self.set_peer_disk(peer, number, DiskState::Inconsistent, "sync target");
+        self.set_replication(peer, number, ReplicationState::SyncSource, reason);
+        self.send_state(peer, number);
+        self.update_pause(peer, number);
+        self.event(Event::ResyncStarted { peer, volume: number, source: true, bits });
+    }
+
+    /// Running or paused, as the reasons for a pause say.
+    pub(crate) fn update_pause(&mut self, peer: NodeId, number: VolumeNumber) {
+        use ReplicationState as R;
+        let source_is_bad = self.volume(number).disk <= DiskState::Inconsistent;
+        let device = &self.peer(peer).volumes[&number];
+        let paused = device.paused_by_user || device.paused_by_peer;
+        let to = match device.replication {
+            R::SyncSource | R::PausedSyncS if paused || source_is_bad => R::PausedSyncS,
+            R::SyncSource | R::PausedSyncS => R::SyncSource,
+            R::SyncTarget | R::PausedSyncT if paused => R::PausedSyncT,
+            R::SyncTarget | R::PausedSyncT => R::SyncTarget,
+            _ => return,
+        };
+        if to != device.replication {
+            self.set_replication(peer, number, to, if paused { "paused" } else { "resumed" });
+            self.send_state(peer, number);
+        }
+    }
+
+    pub(crate) fn pause_sync(&mut self, id: CommandId, number: VolumeNumber, peer: NodeId, pause: bool) {
+        if !self.volumes.contains_key(&number) || !self.peers.contains_key(&peer) {
+            return self.refuse(id, crate::role::unknown_volume(number));
+        }
+        let device = self.device_mut(peer, number);
+        if device.paused_by_user == pause {
+            let (code, rule) = if pause { (-134, "ERR_PAUSE_IS_SET") } else { (-135, "ERR_PAUSE_IS_CLEAR") };
+            let state = alloc::format!("resync-suspended by user: {pause}");
+            return self.refuse(id, Refusal { code, rule, state, next_step: "nothing to do" });
+        }
+        device.paused_by_user = pause;
+        self.update_pause(peer, number);
+        if self.peer(peer).is_connected() {
+            self.send_state(peer, number);
+        }
+        self.volume_mut(number).pump = true;
+        self.reply(id, Ok(()));
+    }
+
+    // ------------------------------------------------------------------ target: requests
+
+    pub(crate) fn pump_resync(&mut self, number: VolumeNumber) {
+        for peer in self.peer_ids() {
+            if self.peer(peer).volumes[&number].replication == ReplicationState::SyncTarget {
+                self.make_requests(peer, number);
+            }
+            self.flush_written(peer, number);
+            self.check_target_end(peer, number);
+        }
+    }
+
+    fn make_requests(&mut self, peer: NodeId, number: VolumeNumber) {
+        let now = self.now;
+        let rate = u64::from(self.peer(peer).config.resync.max_rate_kib) * 1024;
+        let settled = self.volume(number).backing.as_ref().is_some_and(|b| b.is_settled());
+        {
+            let Some(resync) = &mut self.device_mut(peer, number).resync else { return };
+            if resync.phase != ResyncPhase::Running || !settled || now < resync.not_before {
+                return;
+            }
+            resync.refill(now, rate);
+        }
+        loop {
+            let resync = self.peer(peer).volumes[&number].resync.as_ref().expect("looked at it above");
+            if resync.in_flight_bytes + resync.written_bytes >= WINDOW_BYTES + FLUSH_BATCH_BYTES
+                || resync.in_flight_bytes >= WINDOW_BYTES
+                || (rate > 0 && resync.allowance <= 0)
+            {
+                return;
+            }
+            let Some(range) = self.next_dirty(peer, number) else { return };
+            self.request_block(peer, number, range);
+        }
+    }
+
+    /// The next run of set bits, at most one request long. `None`: the end of this pass.
+    fn next_dirty(&mut self, peer: NodeId, number: VolumeNumber) -> Option<ByteRange> {
+        let primary = self.role == Role::Primary;
+        let volume = self.volume(number);
+        let backing = volume.backing.as_ref()?;
+        let slot = backing.superblock.peers[peer.index()].slot?;
+        let block = backing.block_bytes();
+        let mut position = self.peer(peer).volumes[&number].resync.as_ref()?.position;
+        let found = loop {
+            let Some(first) = backing.bitmap.next_set(slot, position) else { break None };
+            let window_end = (first * block / REQUEST_BYTES_MAX + 1) * REQUEST_BYTES_MAX / block;
+            let clear = backing.bitmap.next_clear(slot, first).unwrap_or(u64::MAX);
+            let end = clear.min(window_end);
+            let start_byte = first * block;
+            let end_byte = (end * block).min(volume.exposed_bytes);
+            position = end;
+            if start_byte >= end_byte {
+                break None;
+            }
+            let range = ByteRange::new(start_byte, end_byte - start_byte).expect("inside the volume");
+            // Our own writes go first; this block comes in the next pass.
+            if !(primary && volume.ranges.conflicts(range)) {
+                break Some(range);
+            }
+        };
+        let resync = self.device_mut(peer, number).resync.as_mut()?;
+        resync.position = position;
+        found
+    }
+
+    fn request_block(&mut self, peer: NodeId, number: VolumeNumber, range: ByteRange) {
+        let primary = self.role == Role::Primary;
+        let key = self.resync_requests.insert(ResyncRequest {
+            peer,
+            volume: number,
+            range,
+            payload: None,
+            ranged: primary,
+            granted: primary,
+            writing: false,
+            superseded: false,
+            orphan: false,
+        });
+        if primary {
+            let taken = self.take_range(number, RangeOwner::Resync(key), range);
+            assert!(taken, "resync asked for {range:?}, which next_dirty found free");
+        }
+        let entry = self.peer(peer);
+        let with_dagtag = entry.link.as_ref().is_some_and(|l| l.features & feature::RESYNC_DAGTAG != 0);
+        let tag = if entry.role == Role::Primary { entry.dagtag_received } else { 0 };
+        let dagtag = with_dagtag.then_some(Dagtag { node: u32::from(peer.get()), tag });
+        let resync = self.device_mut(peer, number).resync.as_mut().expect("the caller looked at it");
+        resync.in_flight_bytes += range.len();
+        resync.requests += 1;
+        resync.allowance -= range.len() as i64;
+        let request = BlockRequest { range, block_id: key, dagtag };
+        self.send_data(peer, Some(number), Message::RsDataRequest(request), None);
+    }
+
+    // ------------------------------------------------------------------ target: answers
+
+    pub(crate) fn resync_data(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        head: DataHead,
+        payload: Option<PayloadId>,
+    ) {
+        let ours = |r: &ResyncRequest| {
+            r.peer == peer && r.volume == number && r.range == head.range && r.payload.is_none() && !r.writing
+        };
+        let Some(payload) = payload.filter(|_| self.resync_requests.get(head.block_id).is_some_and(ours)) else {
+            self.release(payload);
+            return self.protocol_error(peer, "RS_DATA_REPLY answers no request of ours");
+        };
+        let request = self.resync_requests.get_mut(head.block_id).expect("looked at it just now");
+        request.payload = Some(payload);
+        if request.orphan {
+            return self.end_request(head.block_id, false);
+        }
+        let (asked, granted) = (core::mem::replace(&mut request.ranged, true), request.granted);
+        self.device_mut(peer, number).received_bytes += head.range.len();
+        if granted || (!asked && self.take_range(number, RangeOwner::Resync(head.block_id), head.range)) {
+            self.resync_range_granted(number, head.block_id);
+        }
+    }
+
+    /// This node becomes Primary in the middle of a resync: from here on its own writes wait for the blocks that were
+    /// asked for before (rule RS-5).
+    pub(crate) fn hold_requested_blocks(&mut self) {
+        let open = |r: &ResyncRequest| !r.ranged && !r.orphan && !r.writing && r.payload.is_none();
+        let keys: Vec<Key> = self.resync_requests.iter().filter(|(_, r)| open(r)).map(|(key, _)| key).collect();
+        for key in keys {
+            let request = self.resync_requests.get_mut(key).expect("listed above");
+            request.ranged = true;
+            let (number, range) = (request.volume, request.range);
+            if self.take_range(number, RangeOwner::Resync(key), range) {
+                self.resync_range_granted(number, key);
+            }
+        }
+    }
+
+    pub(crate) fn resync_range_granted(&mut self, number: VolumeNumber, key: Key) {
+        let request = self.resync_requests.get_mut(key).expect("it holds or wants the range");
+        request.granted = true;
+        if request.payload.is_none() {
+            return;
+        }
+        let volume = self.volume_mut(number);
+        let writable = volume.is_writable();
+        let settled = volume.backing.as_ref().is_some_and(|b| b.is_settled());
+        if writable && !settled {
+            volume.resync_ready.push_back(key);
+            volume.pump = true;
+            return;
+        }
+        self.write_resync_block(number, key);
+    }
+
+    pub(crate) fn pump_resync_writes(&mut self, number: VolumeNumber) {
+        while self.volume(number).backing.as_ref().is_none_or(|b| b.is_settled()) {
+            let Some(key) = self.volume_mut(number).resync_ready.pop_front() else { return };
+            self.write_resync_block(number, key);
+        }
+    }
+
+    fn write_resync_block(&mut self, number: VolumeNumber, key: Key) {
+        let writable = self.volume(number).is_writable();
+        let Some(request) = self.resync_requests.get_mut(key) else { return };
+        let (range, payload, peer) = (request.range, request.payload.take(), request.peer);
+        if request.orphan || !writable {
+            self.release(payload);
+            return self.end_request(key, false);
+        }
+        request.writing = true;
+        // Third nodes and slots without an owner do not get this block (rule BM-1).
+        self.mark_all_but(number, NodeSet::only(peer), range);
+        let payload = payload.expect("a block that is written has arrived");
+        self.disk(number, IoKind::ResyncWrite { peer, key }, DiskOp::Write { range, payload, fua: false });
+        self.release(Some(payload));
+    }
+
+    pub(crate) fn resync_write_done(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        key: Key,
+        result: Result<(), IoError>,
+    ) {
+        let request = self.resync_requests.get(key).expect("it stays while its write is on its way");
+        let (range, orphan) = (request.range, request.orphan);
+        self.give_range_back(number, RangeOwner::Resync(key));
+        self.resync_requests.get_mut(key).expect("looked at it just now").ranged = false;
+        if orphan {
+            return self.end_request(key, false);
+        }
+        if result.is_err() {
+            self.send_ack(peer, number, range, key, Message::RsNegAck);
+            self.end_request(key, true);
+            return self.local_io_failed(number, "resync write failed");
+        }
+        if let Some(resync) = &mut self.device_mut(peer, number).resync {
+            resync.in_flight_bytes -= range.len();
+            resync.written_bytes += range.len();
+            resync.written.push(key);
+        }
+        self.volume_mut(number).pump = true;
+    }
+
+    /// Makes written blocks durable when enough have come together or nothing else is on its way.
+    fn flush_written(&mut self, peer: NodeId, number: VolumeNumber) {
+        let volatile = self.volume(number).backing.as_ref().is_some_and(|b| b.limits.volatile_cache);
+        let next = self.flushes_started + 1;
+        let Some(resync) = &mut self.device_mut(peer, number).resync else { return };
+        let due = resync.written_bytes >= FLUSH_BATCH_BYTES || resync.in_flight_bytes == 0 || !volatile;
+        if resync.written.is_empty() || !resync.flushing.is_empty() || !due {
+            return;
+        }
+        resync.flushing = core::mem::take(&mut resync.written);
+        resync.flush = next;
+        if volatile {
+            self.flushes_started = next;
+            self.flush_data(number, IoKind::ResyncFlush { peer, flush: next });
+        } else {
+            self.acknowledge_flushed(peer, number);
+        }
+    }
+
+    pub(crate) fn resync_flush_done(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        flush: u64,
+        result: Result<(), IoError>,
+    ) {
+        if result.is_err() {
+            return self.local_io_failed(number, "flush failed");
+        }
+        // A flush of a resync that ended says nothing about blocks written after it began.
+        if self.peer(peer).volumes[&number].resync.as_ref().is_some_and(|r| r.flush == flush) {
+            self.acknowledge_flushed(peer, number);
+        }
+    }
+
+    /// Rule RS-3: these blocks are on stable storage; the bits may go on both sides.
+    fn acknowledge_flushed(&mut self, peer: NodeId, number: VolumeNumber) {
+        let Some(resync) = &mut self.device_mut(peer, number).resync else { return };
+        let keys = core::mem::take(&mut resync.flushing);
+        for key in keys {
+            let request = self.resync_requests.get(key).expect("it stays until it is acknowledged");
+            let (range, superseded) = (request.range, request.superseded);
+            if !superseded {
+                self.volume_mut(number).mark_in_sync(peer, range);
+            }
+            let now = self.now;
+            let left = self.volume(number).bits_towards(peer);
+            let device = self.device_mut(peer, number);
+            device.resynced_bytes += range.len();
+            if let Some(resync) = &mut device.resync {
+                resync.written_bytes -= range.len();
+                resync.requests -= 1;
+                resync.marks.update(now, left);
+            }
+            self.send_ack(peer, number, range, key, Message::RsWriteAck);
+            self.resync_requests.remove(key);
+        }
+        self.volume_mut(number).pump = true;
+    }
+
+    /// The request ends without its block. `failed`: it counts as a block that could not be synced.
+    fn end_request(&mut self, key: Key, failed: bool) {
+        let Some(request) = self.resync_requests.remove(key) else { return };
+        self.release(request.payload);
+        if request.ranged {
+            self.give_range_back(request.volume, RangeOwner::Resync(key));
+        }
+        if request.orphan {
+            return;
+        }
+        if let Some(resync) = &mut self.device_mut(request.peer, request.volume).resync {
+            resync.in_flight_bytes -= request.range.len();
+            resync.requests -= 1;
+            if failed {
+                resync.failed_blocks += request.range.len() / WIRE_BLOCK_BYTES;
+            }
+        }
+        self.volume_mut(request.volume).pump = true;
+    }
+
+    /// The source did not send the block: `failed` it could not, otherwise not now.
+    pub(crate) fn resync_refused(&mut self, peer: NodeId, number: VolumeNumber, key: Key, failed: bool) {
+        let ours = |r: &ResyncRequest| r.peer == peer && r.volume == number && r.payload.is_none() && !r.writing;
+        if !self.resync_requests.get(key).is_some_and(ours) {
+            return self.protocol_error(peer, "a resync answer matches no request of ours");
+        }
+        self.end_request(key, failed);
+        let pause = self.now + CANCELLED_PAUSE;
+        if let Some(resync) = &mut self.device_mut(peer, number).resync
+            && !failed
+        {
+            resync.not_before = pause;
+        }
+    }
+
+    /// The peer changed `range` and did not send it.
+    pub(crate) fn out_of_sync_received(&mut self, peer: NodeId, number: VolumeNumber, range: ByteRange) {
+        if !range.is_within(self.volume(number).exposed_bytes) {
+            return self.protocol_error(peer, "OUT_OF_SYNC beyond the end of the volume");
+        }
+        self.supersede_blocks(number, NodeSet::only(peer).complement(), range);
+        self.volume_mut(number).mark_out_of_sync(peer, range);
+        self.volume_mut(number).pump = true;
+    }
+
+    /// Bits for `range` in every slot but those of `keep`, also for blocks of a resync that are on their way.
+    pub(crate) fn mark_all_but(&mut self, number: VolumeNumber, keep: NodeSet, range: ByteRange) {
+        if let Some(backing) = &mut self.volume_mut(number).backing {
+            backing.mark_all_but(keep, range);
+        }
+        self.supersede_blocks(number, keep, range);
+    }
+
+    /// Rule RS-3: the acknowledgement of a block proves nothing against bits that were set after it was read.
+    fn supersede_blocks(&mut self, number: VolumeNumber, keep: NodeSet, range: ByteRange) {
+        let hit = |peer: NodeId, volume: VolumeNumber, block: ByteRange| {
+            !keep.contains(peer) && volume == number && block.overlaps(range)
+        };
+        let requests = self.resync_requests.iter().filter(|(_, r)| hit(r.peer, r.volume, r.range));
+        let requests: Vec<Key> = requests.map(|(key, _)| key).collect();
+        for key in requests {
+            self.resync_requests.get_mut(key).expect("listed above").superseded = true;
+        }
+        let served = self.served.iter().filter(|(_, s)| hit(s.peer, s.volume, s.range));
+        let served: Vec<Key> = served.map(|(key, _)| key).collect();
+        for key in served {
+            self.served.get_mut(key).expect("listed above").superseded = true;
+        }
+    }
+
+    // ------------------------------------------------------------------ target: end
+
+    fn check_target_end(&mut self, peer: NodeId, number: VolumeNumber) {
+        let bits = self.volume(number).bits_towards(peer);
+        let primary_source = self.peer(peer).role == Role::Primary;
+        let can_flush = self.peer(peer).link.as_ref().is_some_and(|l| l.protocol >= 123);
+        let sequence = self.peer(peer).flush_sequence + 1;
+        let pause = self.now + PASS_PAUSE;
+        if self.peer(peer).volumes[&number].replication != ReplicationState::SyncTarget {
+            return;
+        }
+        let Some(resync) = &mut self.device_mut(peer, number).resync else { return };
+        if resync.phase != ResyncPhase::Running || resync.requests > 0 {
+            return;
+        }
+        if bits > 0 {
+            if resync.failed_blocks > 0 {
+                return self.resync_failed(peer, number);
+            }
+            if resync.position > 0 {
+                // Another pass, after a pause: what is left was reported meanwhile, or our own writes hold it now.
+                resync.position = 0;
+                resync.not_before = pause;
+            }
+            return;
+        }
+        if primary_source && can_flush {
+            resync.phase = ResyncPhase::Flushing { sequence };
+            self.peer_mut(peer).flush_sequence = sequence;
+            return self.send_data(peer, None, Message::FlushRequests(sequence), None);
+        }
+        self.ping_before_end(peer, number);
+    }
+
+    pub(crate) fn flush_requests_acked(&mut self, peer: NodeId, sequence: u64) {
+        for number in self.volume_numbers() {
+            let Some(resync) = &mut self.device_mut(peer, number).resync else { continue };
+            // The newest answer covers all that were asked before it: volumes ask one by one.
+            match resync.phase {
+                ResyncPhase::Flushing { sequence: asked } if asked <= sequence => {}
+                _ => continue,
+            }
+            if self.volume(number).bits_towards(peer) > 0 {
+                let resync = self.device_mut(peer, number).resync.as_mut().expect("looked at it just now");
+                resync.phase = ResyncPhase::Running;
+                resync.position = 0;
+                self.volume_mut(number).pump = true;
+            } else {
+                self.ping_before_end(peer, number);
+            }
+        }
+    }
+
+    fn ping_before_end(&mut self, peer: NodeId, number: VolumeNumber) {
+        let ping = self.ping(peer);
+        if let Some(resync) = &mut self.device_mut(peer, number).resync {
+            resync.phase = ResyncPhase::Pinging { ping };
+        }
+    }
+
+    /// The source answered a ping: it has processed every acknowledgement that went before.
+    pub(crate) fn resync_ping_acked(&mut self, peer: NodeId, answered: u64) {
+        for number in self.volume_numbers() {
+            let Some(resync) = &mut self.device_mut(peer, number).resync else { continue };
+            match resync.phase {
+                ResyncPhase::Pinging { ping } if ping <= answered => {}
+                _ => continue,
+            }
+            if self.volume(number).bits_towards(peer) > 0 {
+                let resync = self.device_mut(peer, number).resync.as_mut().expect("looked at it just now");
+                resync.phase = ResyncPhase::Running;
+                resync.position = 0;
+                self.volume_mut(number).pump = true;
+                continue;
+            }
+            self.adopt_generation(peer, number);
+        }
+    }
+
+    /// All blocks equal the source's: its generation becomes ours, on disk before anybody is told (rule GE-6).
+    fn adopt_generation(&mut self, peer: NodeId, number: VolumeNumber) {
+        let (me, role) = (self.me, self.role);
+        let device = self.device_mut(peer, number);
+        let theirs = device.uuids.clone();
+        let source_current = device.current_uuid;
+        let resync = device.resync.as_mut().expect("the caller looked at it");
+        resync.phase = ResyncPhase::Adopting;
+        let start = resync.start_uuid;
+        let Some(backing) = &mut self.volume_mut(number).backing else { return };
+        if let Some(theirs) = &theirs {
+            for uuid in theirs.history.iter().rev().chain(theirs.bitmap.iter()) {
+                if !uuid.same(Uuid::UNKNOWN) {
+                    backing.superblock.push_history(*uuid);
+                }
+            }
+        }
+        for node in NodeId::all().filter(|n| *n != me) {
+            let behind_source =
+                node != peer && theirs.as_ref().and_then(|t| t.bitmap_of(node)).is_some_and(|u| !u.is_zero());
+            if behind_source {
+                backing.superblock.peers[node.index()].bitmap_uuid = start;
+            } else if backing.superblock.peers[node.index()].slot.is_some() {
+                backing.clear_all_towards(node);
+            }
+        }
+        backing.superblock.current_uuid = source_current.with_primary_bit(role == Role::Primary);
+        backing.touch();
+        self.when_durable(number, Deferred::ResyncFinished { peer });
+    }
+
+    pub(crate) fn announce_resync_finished(&mut self, peer: NodeId, number: VolumeNumber) {
+        let now = self.now;
+        let source_disk = self.peer(peer).volumes[&number].disk;
+        let Some(resync) = self.device_mut(peer, number).resync.take() else { return };
+        self.volume_mut(number).crashed_primary = false;
+        let disk = if source_disk >= DiskState::Outdated && source_disk != DiskState::DUnknown {
+            source_disk
+        } else {
+            DiskState::Inconsistent
+        };
+        let volume = self.volume_mut(number);
+        let from = core::mem::replace(&mut volume.disk, disk);
+        self.event(Event::Disk { volume: number, from, to: disk, reason: "resync finished" });
+        self.set_replication(peer, number, ReplicationState::Established, "resync finished");
+        self.refresh_flags(number);
+        for other in self.peers_to_tell() {
+            self.send_uuids(other, number, 0, None);
+            self.send_state(other, number);
+        }
+        let took = now.since(resync.started);
+        self.event(Event::ResyncFinished { peer, volume: number, source: false, took, failed_blocks: 0 });
+        if let Some(backing) = &mut self.volume_mut(number).backing {
+            backing.writer.want_bitmap();
+        }
+        self.pump_all();
+    }
+
+    /// Some blocks could not be synced: the disk stays Inconsistent, the bits stay set.
+    fn resync_failed(&mut self, peer: NodeId, number: VolumeNumber) {
+        let now = self.now;
+        let Some(resync) = self.device_mut(peer, number).resync.take() else { return };
+        self.set_replication(peer, number, ReplicationState::Established, "resync ended with failed blocks");
+        self.send_state(peer, number);
+        let (took, failed_blocks) = (now.since(resync.started), resync.failed_blocks);
+        self.event(Event::ResyncFinished { peer, volume: number, source: false, took, failed_blocks });
+    }
+
+    // ------------------------------------------------------------------ source
+
+    pub(crate) fn serve(&mut self, peer: NodeId, number: VolumeNumber, request: BlockRequest, kind: ServedKind) {
+        let volume = self.volume(number);
+        let range = request.range;
+        let valid = !range.is_empty() && range.len() <= REQUEST_BYTES_MAX && range.is_within(volume.exposed_bytes);
+        if !valid {
+            return self.protocol_error(peer, "a read beyond the volume or larger than 1 MiB");
+        }
+        let enough = match kind {
+            ServedKind::Read => volume.disk == DiskState::UpToDate,
+            _ => volume.disk >= DiskState::Outdated,
+        };
+        if !enough || volume.backing.is_none() {
+            let message = if kind == ServedKind::Read { Message::NegDataReply } else { Message::NegRsDataReply };
+            return self.send_ack(peer, number, range, request.block_id, message);
+        }
+        let replication = self.peer(peer).volumes[&number].replication;
+        let ready = matches!(replication, ReplicationState::SyncSource | ReplicationState::PausedSyncS);
+        let behind = request.dagtag.is_some_and(|d| !self.has_reached(d));
+        if kind == ServedKind::Resync && (!ready || behind) {
+            return self.send_ack(peer, number, range, request.block_id, Message::RsCancel);
+        }
+        if self.served.iter().filter(|(_, s)| s.peer == peer).count() >= SERVED_MAX {
+            return self.protocol_error(peer, "more reads requested at once than any node asks for");
+        }
+        let key = self.served.insert(Served {
+            peer,
+            volume: number,
+            range,
+            block_id: request.block_id,
+            kind,
+            reading: false,
+            superseded: false,
+            orphan: false,
+        });
+        if self.take_range(number, RangeOwner::Serve(key), range) {
+            self.serve_range_granted(number, key);
+        }
+    }
+
+    /// The write that the request depends on is here. Our own stream is ordered by ranges.
+    fn has_reached(&self, dagtag: Dagtag) -> bool {
+        if dagtag.tag == 0 || dagtag.node == u32::from(self.me.get()) {
+            return true;
+        }
+        let node = u8::try_from(dagtag.node).ok().and_then(NodeId::new);
+        node.and_then(|n| self.peers.get(&n)).is_some_and(|p| p.dagtag_received >= dagtag.tag)
+    }
+
+    pub(crate) fn serve_range_granted(&mut self, number: VolumeNumber, key: Key) {
+        let Some(served) = self.served.get_mut(key) else { return };
+        let range = served.range;
+        let usable = self.volumes[&number].is_writable();
+        if served.orphan || !usable {
+            return self.serve_failed(key);
+        }
+        served.reading = true;
+        self.disk(number, IoKind::Serve { key }, DiskOp::Read { range });
+    }
+
+    fn serve_failed(&mut self, key: Key) {
+        let served = self.served.remove(key).expect("the caller holds it");
+        self.give_range_back(served.volume, RangeOwner::Serve(key));
+        if !served.orphan {
+            let message = if served.kind == ServedKind::Read { Message::NegDataReply } else { Message::NegRsDataReply };
+            self.send_ack(served.peer, served.volume, served.range, served.block_id, message);
+        }
+    }
+
+    pub(crate) fn serve_done(&mut self, key: Key, result: Result<(), IoError>, payload: Option<PayloadId>) {
+        let served = self.served.get_mut(key).expect("it stays while its read is on its way");
+        served.reading = false;
+        let (peer, number, range, block_id) = (served.peer, served.volume, served.range, served.block_id);
+        let (kind, orphan) = (served.kind, served.orphan);
+        if orphan || result.is_err() {
+            self.release(payload);
+            self.serve_failed(key);
+            if result.is_err() {
+                self.local_io_failed(number, "read for a peer failed");
+            }
+            return;
+        }
+        let head = DataHead { range, block_id, seq: 0, flags: DataFlags(0) };
+        self.device_mut(peer, number).sent_bytes += range.len();
+        if kind == ServedKind::Read {
+            self.served.remove(key);
+            self.send_data(peer, Some(number), Message::DataReply(head), payload);
+        } else {
+            self.served.get_mut(key).expect("looked at it just now").kind = ServedKind::Answered;
+            self.send_data(peer, Some(number), Message::RsDataReply(head), payload);
+        }
+        self.release(payload);
+        self.give_range_back(number, RangeOwner::Serve(key));
+    }
+
+    /// The target has a block on stable storage, or could not write it.
+    pub(crate) fn resync_acked(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        range: ByteRange,
+        block_id: u64,
+        ok: bool,
+    ) {
+        let now = self.now;
+        let found = self.served.iter().find(|(_, s)| {
+            s.peer == peer
+                && s.volume == number
+                && s.block_id == block_id
+                && s.range == range
+                && s.kind == ServedKind::Answered
+        });
+        let Some(key) = found.map(|(key, _)| key) else {
+            return self.protocol_error(peer, "RS_WRITE_ACK for a block that was not asked for");
+        };
+        let served = self.served.remove(key).expect("found just now");
+        if ok && !served.superseded {
+            self.volume_mut(number).mark_in_sync(peer, range);
+        }
+        let left = self.volume(number).bits_towards(peer);
+        if let Some(marks) = &mut self.device_mut(peer, number).marks {
+            marks.update(now, left);
+        }
+    }
+
+    /// The target says that it is done (its state is Established). Rule GE-4.
+    pub(crate) fn target_finished(&mut self, peer: NodeId, number: VolumeNumber, disk: DiskState) {
+        let now = self.now;
+        let bits = self.volume(number).bits_towards(peer);
+        if disk == DiskState::UpToDate && bits > 0 {
+            let text = alloc::format!(
+                "node {peer} ended the resync of volume {number} while {bits} blocks are out of sync here"
+            );
+            return self.protocol_error(peer, &text);
+        }
+        self.device_mut(peer, number).marks = None;
+        let since = self.device_mut(peer, number).source_since.take();
+        self.set_replication(peer, number, ReplicationState::Established, "resync finished");
+        if disk == DiskState::UpToDate {
+            self.settle_crash(number);
+        }
+        let took = since.map_or(Duration::ZERO, |(at, _)| now.since(at));
+        self.event(Event::ResyncFinished { peer, volume: number, source: true, took, failed_blocks: bits });
+        if let Some(backing) = &mut self.volume_mut(number).backing {
+            backing.writer.want_bitmap();
+        }
+        self.send_state(peer, number);
+    }
+
+    // ------------------------------------------------------------------ losses
+
+    pub(crate) fn served_lost(&mut self, peer: NodeId) {
+        let keys: Vec<Key> = self.served.iter().filter(|(_, s)| s.peer == peer).map(|(key, _)| key).collect();
+        for key in keys {
+            let served = self.served.get_mut(key).expect("listed above");
+            served.orphan = true;
+            if served.reading {
+                continue;
+            }
+            let answered = served.kind == ServedKind::Answered;
+            let number = served.volume;
+            self.served.remove(key);
+            if !answered {
+                self.give_range_back(number, RangeOwner::Serve(key));
+            }
+        }
+    }
+
+    pub(crate) fn resync_lost(&mut self, peer: NodeId) {
+        for number in self.volume_numbers() {
+            self.abort_resync(peer, number, "connection lost");
+        }
+    }
+
+    pub(crate) fn abort_resyncs(&mut self, number: VolumeNumber, reason: &'static str) {
+        for peer in self.peer_ids() {
+            self.abort_resync(peer, number, reason);
+        }
+    }
+
+    /// Ends a resync before its end. Bits and identifiers stay as they are: the next one goes on from here.
+    pub(crate) fn abort_resync(&mut self, peer: NodeId, number: VolumeNumber, reason: &'static str) {
+        let answers_come = self.peer(peer).link.is_some();
+        let device = self.device_mut(peer, number);
+        device.resync = None;
+        device.exchange = None;
+        device.source_since = None;
+        device.marks = None;
+        let keys: Vec<Key> = self
+            .resync_requests
+            .iter()
+            .filter(|(_, r)| r.peer == peer && r.volume == number)
+            .map(|(key, _)| key)
+            .collect();
+        for key in keys {
+            let request = self.resync_requests.get_mut(key).expect("listed above");
+            request.orphan = true;
+            if request.writing && request.ranged {
+                continue;
+            }
+            // Its answer is still on the way: it waits for that, without its range.
+            if answers_come && request.payload.is_none() && !request.writing {
+                if core::mem::take(&mut request.ranged) {
+                    self.give_range_back(number, RangeOwner::Resync(key));
+                }
+                continue;
+            }
+            self.end_request(key, false);
+        }
+        self.deferred.retain(|(v, _, action)| {
+            !(*v == number
+                && matches!(action, Deferred::ResyncReady { peer: p } | Deferred::ResyncFinished { peer: p } if *p == peer))
+        });
+        if self.peer(peer).volumes[&number].replication > ReplicationState::Established {
+            self.set_replication(peer, number, ReplicationState::Established, reason);
+        }
+    }
+}
+
+impl Resync {
+    /// `rate`: bytes per second, 0: unlimited.
+    fn refill(&mut self, now: Time, rate: u64) {
+        if rate == 0 {
+            return;
+        }
+        let earned = u128::from(rate) * now.since(self.allowance_at).as_nanos() / 1_000_000_000;
+        // A tenth of a second may be saved up, but at least one request.
+        let most = (rate / 10).max(REQUEST_BYTES_MAX) as i64;
+        if earned > 0 {
+            self.allowance = self.allowance.saturating_add(earned as i64).min(most);
+            self.allowance_at = now;
+        }
+    }
+
+    /// When requests may go on, if they wait for the rate or for a pause.
+    pub fn wake_at(&self, rate: u64) -> Option<Time> {
+        if self.phase != ResyncPhase::Running {
+            return None;
+        }
+        let mut at = self.not_before;
+        if rate > 0 && self.allowance <= 0 {
+            let missing = (1 - self.allowance) as u128 * 1_000_000_000 / u128::from(rate);
+            at = at.max(self.allowance_at + Duration::from_nanos(missing as u64 + 1));
+        }
+        (at > Time::ZERO).then_some(at)
+    }
+
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+}

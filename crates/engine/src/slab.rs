@@ -1,0 +1,86 @@
+//! Values under keys that are never reused: a late answer finds nothing instead of somebody else's value. Grows to
+//! the largest number of values held at once and allocates no more after that.
+
+use alloc::vec::Vec;
+
+/// Index in the low half, generation in the high half. Never zero.
+pub(crate) type Key = u64;
+
+pub(crate) struct Slab<T> {
+    entries: Vec<Entry<T>>,
+    free: Vec<u32>,
+}
+
+struct Entry<T> {
+    generation: u32,
+    value: Option<T>,
+}
+
+impl<T> Slab<T> {
+    pub fn new() -> Slab<T> {
+        Slab { entries: Vec::new(), free: Vec::new() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    pub fn insert(&mut self, value: T) -> Key {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Entry { generation: 0, value: None });
+            (self.entries.len() - 1) as u32
+        });
+        let entry = &mut self.entries[index as usize];
+        entry.generation += 1;
+        entry.value = Some(value);
+        (u64::from(entry.generation) << 32) | u64::from(index)
+    }
+
+    fn entry(&self, key: Key) -> Option<&Entry<T>> {
+        self.entries.get(key as u32 as usize).filter(|e| e.generation == (key >> 32) as u32)
+    }
+
+    pub fn get(&self, key: Key) -> Option<&T> {
+        self.entry(key)?.value.as_ref()
+    }
+
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        let entry = self.entries.get_mut(key as u32 as usize)?;
+        if entry.generation != (key >> 32) as u32 {
+            return None;
+        }
+        entry.value.as_mut()
+    }
+
+    pub fn remove(&mut self, key: Key) -> Option<T> {
+        self.entry(key)?;
+        let value = self.entries[key as u32 as usize].value.take()?;
+        self.free.push(key as u32);
+        Some(value)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
+        self.entries.iter().enumerate().filter_map(|(i, e)| {
+            let value = e.value.as_ref()?;
+            Some(((u64::from(e.generation) << 32) | i as u64, value))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_never_reused() {
+        let mut slab = Slab::new();
+        let a = slab.insert('a');
+        assert_eq!(slab.remove(a), Some('a'));
+        let b = slab.insert('b');
+        assert_ne!(a, b);
+        assert_eq!(slab.get(a), None);
+        assert_eq!(slab.remove(a), None);
+        assert_eq!(slab.get(b), Some(&'b'));
+        assert_eq!(slab.len(), 1);
+    }
+}

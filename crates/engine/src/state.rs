@@ -1,0 +1,316 @@
+//! States and what follows from a change of one. Every change goes through a setter here: it says so in an event with
+//! its reason, brings the superblock's flags in line and tells the peers.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use metadata::superblock::{DeviceFlags, PeerFlags};
+use types::{ConnectionState, DiskState, NodeId, ReplicationState, Role, VolumeNumber};
+use wire::Message;
+use wire::message::StateWord;
+use wire::state_word::flag;
+
+use crate::Engine;
+use crate::api::{CommandId, Event, OnIoError};
+use crate::connect::Phase;
+
+/// What waits until a volume's superblock is on disk.
+pub(crate) enum Deferred {
+    /// Tell the peers of a new generation (rule GE-3: before the first write of it).
+    AnnounceGeneration {
+        weak: types::NodeSet,
+    },
+    /// Attach: the metadata says that the disk is in use.
+    AttachReady,
+    /// A sync target's disk is marked Inconsistent: requests may go out.
+    ResyncReady {
+        peer: NodeId,
+    },
+    /// A sync target took over the source's generation: tell it.
+    ResyncFinished {
+        peer: NodeId,
+    },
+    /// A forced promotion began a generation.
+    AnnounceForced,
+    Reply {
+        id: CommandId,
+    },
+}
+
+impl Engine {
+    // ------------------------------------------------------------------ setters
+
+    pub(crate) fn set_role(&mut self, to: Role, reason: &'static str) {
+        let from = core::mem::replace(&mut self.role, to);
+        if from != to {
+            self.event(Event::Role { from, to, reason });
+            self.refresh_all_flags();
+            self.pump_all();
+        }
+    }
+
+    pub(crate) fn set_disk(&mut self, number: VolumeNumber, to: DiskState, reason: &'static str) {
+        if self.set_disk_untold(number, to, reason) {
+            self.tell_state(number);
+        }
+    }
+
+    /// For changes that are part of something larger: the caller tells the peers when the rest is in place too.
+    pub(crate) fn set_disk_untold(&mut self, number: VolumeNumber, to: DiskState, reason: &'static str) -> bool {
+        let volume = self.volume_mut(number);
+        let from = core::mem::replace(&mut volume.disk, to);
+        volume.pump = true;
+        if from == to {
+            return false;
+        }
+        self.event(Event::Disk { volume: number, from, to, reason });
+        self.refresh_flags(number);
+        true
+    }
+
+    pub(crate) fn set_connection(&mut self, peer: NodeId, to: ConnectionState, reason: &str) {
+        let from = core::mem::replace(&mut self.peer_mut(peer).connection, to);
+        if from != to {
+            self.event(Event::Connection { peer, from, to, reason: reason.to_string() });
+        }
+    }
+
+    pub(crate) fn set_peer_role(&mut self, peer: NodeId, to: Role) {
+        let from = core::mem::replace(&mut self.peer_mut(peer).role, to);
+        if from != to {
+            self.event(Event::PeerRole { peer, from, to });
+            self.refresh_all_flags();
+        }
+    }
+
+    pub(crate) fn set_replication(
+        &mut self,
+        peer: NodeId,
+        volume: VolumeNumber,
+        to: ReplicationState,
+        reason: &'static str,
+    ) {
+        let device = self.device_mut(peer, volume);
+        let from = core::mem::replace(&mut device.replication, to);
+        if from == to {
+            return;
+        }
+        self.event(Event::Replication { peer, volume, from, to, reason });
+        self.refresh_flags(volume);
+        self.volume_mut(volume).pump = true;
+    }
+
+    pub(crate) fn set_peer_disk(&mut self, peer: NodeId, volume: VolumeNumber, to: DiskState, reason: &'static str) {
+        let device = self.device_mut(peer, volume);
+        let from = core::mem::replace(&mut device.disk, to);
+        if from == to {
+            return;
+        }
+        self.event(Event::PeerDisk { peer, volume, from, to, reason });
+        self.refresh_flags(volume);
+        self.volume_mut(volume).pump = true;
+        self.peer_disk_changed(peer, volume, from, to);
+    }
+
+    // ------------------------------------------------------------------ superblock flags
+
+    fn refresh_all_flags(&mut self) {
+        for number in self.volume_numbers() {
+            self.refresh_flags(number);
+        }
+    }
+
+    /// Brings the superblock's flags in line with the states (docs/ondisk.md "Flags"). A change is durable before any
+    /// data is written after it.
+    pub(crate) fn refresh_flags(&mut self, number: VolumeNumber) {
+        let somebody_writes = self.role == Role::Primary
+            || self.peers.values().any(|p| p.role == Role::Primary)
+            || self.volume(number).writes_open > 0;
+        let primary = self.role == Role::Primary;
+        let peers: Vec<_> = self
+            .peers
+            .values()
+            .filter_map(|p| {
+                let device = p.volumes.get(&number)?;
+                Some((p.id, p.is_connected(), device.replication, device.disk))
+            })
+            .collect();
+        let volume = self.volume_mut(number);
+        let (disk, crashed) = (volume.disk, volume.crashed_primary);
+        let Some(backing) = &mut volume.backing else { return };
+        let before = (backing.superblock.flags, backing.superblock.peers.map(|p| p.flags));
+        let flags = &mut backing.superblock.flags;
+        if disk >= DiskState::Inconsistent {
+            let was_up_to_date = flags.contains(DeviceFlags::WAS_UP_TO_DATE);
+            flags.set(DeviceFlags::CONSISTENT, disk > DiskState::Inconsistent);
+            let up = disk == DiskState::UpToDate || (disk == DiskState::Consistent && was_up_to_date);
+            flags.set(DeviceFlags::WAS_UP_TO_DATE, up);
+        }
+        if disk >= DiskState::Negotiating {
+            flags.set(DeviceFlags::AL_CLEAN, false);
+            flags.set(DeviceFlags::PRIMARY_INDICATOR, somebody_writes);
+            flags.set(DeviceFlags::CRASHED_PRIMARY, primary || crashed);
+        }
+        for (peer, connected, replication, peer_disk) in peers {
+            let record = &mut backing.superblock.peers[peer.index()];
+            if record.slot.is_none() {
+                continue;
+            }
+            record.flags.set(PeerFlags::CONNECTED, replication >= ReplicationState::Established);
+            if connected {
+                let known = peer_disk != DiskState::DUnknown;
+                let outdated = known && peer_disk <= DiskState::Outdated && peer_disk >= DiskState::Inconsistent;
+                record.flags.set(PeerFlags::OUTDATED, outdated);
+                if peer_disk >= DiskState::Inconsistent && known {
+                    record.flags.set(PeerFlags::DEVICE_SEEN, true);
+                }
+            }
+        }
+        let after = (backing.superblock.flags, backing.superblock.peers.map(|p| p.flags));
+        if before != after {
+            backing.touch();
+            volume.pump = true;
+        }
+    }
+
+    // ------------------------------------------------------------------ what peers are told
+
+    /// Our state word of one volume towards one peer.
+    pub(crate) fn state_word(&self, peer: NodeId, number: VolumeNumber) -> StateWord {
+        let entry = self.peer(peer);
+        let device = &entry.volumes[&number];
+        let volume = self.volume(number);
+        let conn = match entry.link.as_ref().map(|l| &l.phase) {
+            Some(Phase::Connected) => device.replication.to_wire(),
+            _ => ConnectionState::Connecting.to_wire(),
+        };
+        // A source whose own data is not good holds the resync, as DRBD says it.
+        let dependency = device.is_syncing() && !device.is_target() && volume.disk <= DiskState::Inconsistent;
+        StateWord::default()
+            .with_role(self.role)
+            .with_peer_role(entry.role)
+            .with_conn(conn)
+            .with_disk(volume.disk)
+            .with_peer_disk(device.disk)
+            .with_flag(flag::AFTER_PAUSED, dependency)
+            .with_flag(flag::PEER_PAUSED, device.paused_by_peer)
+            .with_flag(flag::USER_PAUSED, device.paused_by_user)
+            .with_flag(flag::QUORUM, true)
+    }
+
+    pub(crate) fn send_state(&mut self, peer: NodeId, number: VolumeNumber) {
+        let word = self.state_word(peer, number);
+        self.send_data(peer, Some(number), Message::State(word), None);
+    }
+
+    /// Tells all connected peers our state of a volume.
+    pub(crate) fn tell_state(&mut self, number: VolumeNumber) {
+        for peer in self.peers_to_tell() {
+            self.send_state(peer, number);
+        }
+    }
+
+    // ------------------------------------------------------------------ losses
+
+    /// A data operation on our disk failed.
+    pub(crate) fn local_io_failed(&mut self, number: VolumeNumber, what: &'static str) {
+        match self.volume(number).config.on_io_error {
+            OnIoError::Detach => self.disk_failed(number, what),
+            OnIoError::PassOn => {
+                if self.volume(number).disk > DiskState::Inconsistent {
+                    self.set_disk(number, DiskState::Inconsistent, what);
+                }
+            }
+        }
+    }
+
+    /// The disk is not used any more: it ends Diskless once what is on its way came back (rule ER-1). Nothing is
+    /// written to its metadata from here on: what it says now is what an attach will find.
+    pub(crate) fn disk_failed(&mut self, number: VolumeNumber, what: &'static str) {
+        let volume = self.volume_mut(number);
+        if volume.backing.is_none() || volume.disk == DiskState::Failed {
+            return;
+        }
+        volume.exposed_uuid = volume.current_uuid();
+        self.set_disk(number, DiskState::Failed, what);
+        self.drop_backing(number);
+        if self.is_primary() && self.has_data(number) {
+            // What is in flight lands on the peers only: they count from here before it completes.
+            self.begin_generation(number, "the disk failed");
+        }
+    }
+
+    /// Takes the disk out of use. What waits for its metadata goes on without it or fails.
+    pub(crate) fn drop_backing(&mut self, number: VolumeNumber) {
+        self.abort_resyncs(number, "no local disk");
+        for key in self.writes.iter().filter(|(_, w)| w.volume == number).map(|(k, _)| k).collect::<Vec<_>>() {
+            self.writes.get_mut(key).expect("listed just now").in_log = false;
+        }
+        for key in self.peer_writes.iter().filter(|(_, w)| w.volume == number).map(|(k, _)| k).collect::<Vec<_>>() {
+            self.peer_writes.get_mut(key).expect("listed just now").in_log = false;
+        }
+        let volume = self.volume_mut(number);
+        volume.backing = None;
+        let pending: Vec<_> = volume.log_pending.drain(..).map(|(_, writer)| writer).collect();
+        volume.ready.extend(pending);
+        volume.pump = true;
+        self.deferred.retain(|(v, _, _)| *v != number);
+        self.check_all_writes();
+    }
+
+    /// Runs what waited for superblocks that are on disk by now.
+    pub(crate) fn run_deferred(&mut self) -> bool {
+        let mut progress = false;
+        let mut index = 0;
+        while index < self.deferred.len() {
+            let (number, version, _) = &self.deferred[index];
+            let (number, version) = (*number, *version);
+            let durable = self.volume(number).backing.as_ref().is_none_or(|b| b.durable >= version);
+            // A disk does not appear in the middle of a handshake: the peer decides by what it was told.
+            let held = matches!(self.deferred[index].2, Deferred::AttachReady) && self.is_shaking_hands();
+            if !durable || held {
+                index += 1;
+                continue;
+            }
+            let (_, _, action) = self.deferred.remove(index);
+            progress = true;
+            match action {
+                Deferred::AnnounceGeneration { weak } => self.announce_generation(number, weak),
+                Deferred::AttachReady => self.attach_ready(number),
+                Deferred::ResyncReady { peer } => self.resync_ready(peer, number),
+                Deferred::ResyncFinished { peer } => self.announce_resync_finished(peer, number),
+                Deferred::AnnounceForced => self.announce_forced(number),
+                Deferred::Reply { id } => self.reply(id, Ok(())),
+            }
+        }
+        progress
+    }
+
+    /// Runs `action` when the superblock as it is in memory now is on disk.
+    pub(crate) fn when_durable(&mut self, number: VolumeNumber, action: Deferred) {
+        let version = self.volume(number).backing.as_ref().map_or(0, |b| b.changed);
+        self.deferred.push((number, version, action));
+    }
+
+    /// A superblock or log transaction is on disk: completions may have waited for it.
+    pub(crate) fn metadata_progress(&mut self) {
+        self.check_all_writes();
+    }
+
+    /// A peer's disk came or went: the consequences for us as Primary.
+    fn peer_disk_changed(&mut self, peer: NodeId, number: VolumeNumber, from: DiskState, to: DiskState) {
+        use DiskState as D;
+        let had_data = from >= D::Inconsistent && from != D::DUnknown;
+        let lost = to < D::Inconsistent || to == D::DUnknown || to == D::Outdated;
+        if had_data && lost && self.is_primary() && self.peer(peer).is_connected() && self.has_data(number) {
+            if to <= D::Failed {
+                self.begin_generation(number, "a peer's disk failed");
+            } else {
+                self.generation_is_due(number, "a peer's disk is gone");
+            }
+        }
+        if to <= D::Failed {
+            self.abort_resync(peer, number, "the peer has no disk");
+        }
+    }
+}
