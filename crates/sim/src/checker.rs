@@ -1,0 +1,331 @@
+//! Judges. Each says what it checks and what it does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engine::{Protocol, Status};
+use types::{ByteRange, ConnectionState, DiskState, NodeId, ReplicationState, VolumeNumber};
+
+use crate::delivery::stamp_of;
+use crate::disk::{Coverage, SECTOR, View};
+use crate::network::pair;
+use crate::node::Pending;
+use crate::world::World;
+
+/// Storage of one bit.
+const BLOCK: u64 = 4096;
+const SECTORS_PER_BLOCK: u64 = BLOCK / SECTOR;
+
+/// Checker 2, promise 2: where two nodes' disks differ, at least one of the two would know after a restart.
+///
+/// Checks, whenever data or metadata changes on a disk: for each 4 KiB block in which the visible contents of two nodes
+/// differ, one of them has in its metadata (both what is visible and what is durable now) a bit towards the other, a
+/// hot extent, the full-sync flag, or has never been synchronised. Writes in flight are not excused: the activity log
+/// has to cover them.
+/// Does not check: bits in an engine's memory (they are more, never needed), mixtures of old and new metadata sectors
+/// (a simulated crash produces them and is checked afterwards), cover through a third node's slot.
+#[derive(Default)]
+pub struct Differences {
+    blocks: BTreeMap<(VolumeNumber, NodeId, NodeId), BTreeSet<u64>>,
+    coverage: BTreeMap<(NodeId, VolumeNumber), [Coverage; 2]>,
+}
+
+impl World {
+    pub(crate) fn data_changed(&mut self, id: NodeId, volume: VolumeNumber, range: ByteRange) {
+        let blocks: Vec<u64> = range.blocks_touched(BLOCK).collect();
+        self.blocks_changed(id, volume, &blocks, true);
+    }
+
+    /// After a crash: the caller rechecks once everything has changed.
+    pub(crate) fn sectors_changed(&mut self, id: NodeId, volume: VolumeNumber, sectors: &[u64]) {
+        let blocks: BTreeSet<u64> = sectors.iter().map(|s| s / SECTORS_PER_BLOCK).collect();
+        let blocks: Vec<u64> = blocks.into_iter().collect();
+        self.blocks_changed(id, volume, &blocks, false);
+    }
+
+    fn blocks_changed(&mut self, id: NodeId, volume: VolumeNumber, blocks: &[u64], check: bool) {
+        for peer in self.node_ids().into_iter().filter(|p| *p != id) {
+            let mut differing = Vec::new();
+            let (a, b) = pair(id, peer);
+            let (mine, theirs) = (&self.nodes[&id].disks[&volume], &self.nodes[&peer].disks[&volume]);
+            let set = self.differences.blocks.entry((volume, a, b)).or_default();
+            for block in blocks {
+                let sectors = block * SECTORS_PER_BLOCK..(block + 1) * SECTORS_PER_BLOCK;
+                if sectors.into_iter().any(|s| mine.stamp(s) != theirs.stamp(s)) {
+                    set.insert(*block);
+                    differing.push(*block);
+                } else {
+                    set.remove(block);
+                }
+            }
+            if check {
+                self.check_covered(volume, a, b, &differing);
+            }
+        }
+    }
+
+    pub(crate) fn metadata_changed_silently(&mut self, id: NodeId, volume: VolumeNumber) {
+        self.differences.coverage.remove(&(id, volume));
+    }
+
+    pub(crate) fn metadata_changed(&mut self, id: NodeId, volume: VolumeNumber) {
+        self.metadata_changed_silently(id, volume);
+        self.recheck(id, volume);
+    }
+
+    pub(crate) fn recheck(&mut self, id: NodeId, volume: VolumeNumber) {
+        for peer in self.node_ids().into_iter().filter(|p| *p != id) {
+            let (a, b) = pair(id, peer);
+            let blocks: Vec<u64> = self.differing(volume, a, b).collect();
+            self.check_covered(volume, a, b, &blocks);
+        }
+    }
+
+    pub fn differing(&self, volume: VolumeNumber, a: NodeId, b: NodeId) -> impl Iterator<Item = u64> + '_ {
+        let (a, b) = pair(a, b);
+        self.differences.blocks.get(&(volume, a, b)).into_iter().flatten().copied()
+    }
+
+    fn check_covered(&mut self, volume: VolumeNumber, a: NodeId, b: NodeId, blocks: &[u64]) {
+        if blocks.is_empty() {
+            return;
+        }
+        for id in [a, b] {
+            if let Err(text) = self.know_coverage(id, volume) {
+                return self.complain(format!("{id:?} {volume:?}: metadata became unreadable: {text}"));
+            }
+        }
+        let knows = |id: NodeId, other: NodeId, block: u64| {
+            self.differences.coverage[&(id, volume)].iter().all(|c| c.covers(other, block))
+        };
+        let uncovered = blocks.iter().copied().find(|block| !knows(a, b, *block) && !knows(b, a, *block));
+        if let Some(block) = uncovered {
+            let stamps = |id: NodeId| -> Vec<u64> {
+                let disk = &self.nodes[&id].disks[&volume];
+                (block * SECTORS_PER_BLOCK..(block + 1) * SECTORS_PER_BLOCK).map(|s| disk.stamp(s)).collect()
+            };
+            self.complain(format!(
+                "promise 2: {volume:?} block {block} ({:#x}) differs, {a:?} holds {:?}, {b:?} holds {:?}, and after a \
+                 restart neither would know (no bit, no hot extent)",
+                block * BLOCK,
+                stamps(a),
+                stamps(b)
+            ));
+        }
+    }
+
+    fn know_coverage(&mut self, id: NodeId, volume: VolumeNumber) -> Result<(), String> {
+        if self.differences.coverage.contains_key(&(id, volume)) {
+            return Ok(());
+        }
+        let disk = &self.nodes[&id].disks[&volume];
+        let both = [disk.coverage(View::Visible)?, disk.coverage(View::Durable)?];
+        self.differences.coverage.insert((id, volume), both);
+        Ok(())
+    }
+
+    /// Checker 3, promise 1 for protocol C: when a write completes, every peer that the Primary's status calls
+    /// Established and UpToDate has it on its disk (in the cache at least).
+    /// Does not check peers that died or whose link broke before the Primary could know.
+    pub(crate) fn check_acknowledged(&self, id: NodeId, pending: &Pending, status: &Status) -> Result<(), String> {
+        if self.options.protocol != Protocol::C {
+            return Ok(());
+        }
+        let volume = pending.volume;
+        let truth = self.truths[&volume].iter().find(|t| t.primary == Some(id)).ok_or("a Primary without history")?;
+        for (peer, p) in &status.peers {
+            let Some(device) = p.volumes.get(&volume) else { continue };
+            let good = device.disk == DiskState::UpToDate && device.replication == ReplicationState::Established;
+            if !good || !self.is_link_whole(id, *peer) {
+                continue;
+            }
+            let disk = &self.nodes[peer].disks[&volume];
+            let range = pending.range.sector()..pending.range.end() / SECTOR;
+            if let Some(sector) = range.into_iter().find(|s| !truth.allows(*s, disk.stamp(*s))) {
+                return Err(format!(
+                    "promise 1: completed under protocol C as write {}, but {peer:?} (Established, UpToDate) holds {} in \
+                     sector {sector}, allowed {:?}",
+                    stamp_of(pending.op, pending.submitted),
+                    disk.stamp(sector),
+                    truth.values(sector)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checker 4: two nodes that both call each other Connected are not both Primary.
+    /// Does not check Primaries that do not see each other (two nodes without quorum cannot prevent these).
+    pub(crate) fn check_one_primary(&mut self, id: NodeId) {
+        if !self.node(id).is_primary {
+            return;
+        }
+        let Some(mine) = self.status(id) else { return };
+        for (peer, p) in &mine.peers {
+            if p.connection != ConnectionState::Connected || !self.node(*peer).is_primary {
+                continue;
+            }
+            let Some(theirs) = self.status(*peer) else { continue };
+            let same_link = self.is_link_whole(id, *peer);
+            if same_link && theirs.peers[&id].connection == ConnectionState::Connected {
+                self.complain(format!("promise 4: {id:?} and {peer:?} are connected and both Primary"));
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------ divergence
+
+    /// A node began a generation of its own, or served writes alone.
+    pub(crate) fn generation_began(&mut self, id: NodeId, volume: VolumeNumber) {
+        for peer in self.node_ids().into_iter().filter(|p| *p != id) {
+            self.apart.insert((id, peer, volume));
+        }
+    }
+
+    pub(crate) fn may_be_together(&mut self, id: NodeId, peer: NodeId) {
+        let (Some(mine), Some(theirs)) = (self.status(id), self.status(peer)) else { return };
+        let good = |s: &Status, other: NodeId, volume: VolumeNumber| {
+            s.volumes.get(&volume).is_some_and(|v| v.disk == DiskState::UpToDate)
+                && s.peers[&other].volumes[&volume].replication == ReplicationState::Established
+        };
+        let volumes = self.volume_numbers();
+        let together = |v: &VolumeNumber| good(&mine, peer, *v) && good(&theirs, id, *v);
+        let (equal, behind): (Vec<_>, Vec<_>) = volumes.into_iter().partition(together);
+        for volume in equal {
+            self.apart.remove(&(id, peer, volume));
+            self.apart.remove(&(peer, id, volume));
+        }
+        if behind.is_empty() {
+            self.split_brain.remove(&pair(id, peer));
+        }
+    }
+
+    pub(crate) fn became_up_to_date(&mut self, id: NodeId, _volume: VolumeNumber) {
+        for peer in self.node_ids().into_iter().filter(|p| *p != id) {
+            self.may_be_together(id, peer);
+        }
+    }
+
+    /// Checker 6, second half: split brain is only reported where both sides have gone their own way.
+    /// Does not check that both had completed writes: a new generation on each side is enough to be told.
+    pub(crate) fn split_brain_found(&mut self, id: NodeId, peer: NodeId) {
+        self.stats.split_brains += 1;
+        self.split_brain.insert(pair(id, peer));
+        let alone = |one: NodeId, other: NodeId, volume| self.apart.contains(&(one, other, volume));
+        let volumes = self.volume_numbers();
+        let both = volumes.iter().any(|v| alone(id, peer, *v) && alone(peer, id, *v));
+        let reporter = volumes.iter().any(|v| alone(id, peer, *v));
+        if !both && !self.forced {
+            self.complain(format!(
+                "{id:?} reports split brain with {peer:?}, but only {} began a generation of its own since they were in sync",
+                if reporter { "the reporter" } else { "the peer, or nobody," }
+            ));
+        }
+    }
+
+    // ------------------------------------------------------------------ the end
+
+    /// Checkers 6 and 7, asked again and again once trouble has ended: everybody connected, UpToDate, nothing out of
+    /// sync, nothing waiting, nothing on the data sockets.
+    pub(crate) fn all_is_well(&self) -> bool {
+        // Under protocol A a write is complete while it still queues for a slow link: the copies differ until it is there.
+        if self.net.links.values().any(|link| link.carries_data(self.now)) {
+            return false;
+        }
+        self.node_ids().into_iter().all(|id| {
+            let node = self.node(id);
+            let Some(status) = self.status(id) else { return false };
+            let quiet = node.requests.is_empty() && node.commands.is_empty() && !node.stopping;
+            quiet && node.disks.values().all(|d| d.in_flight() == 0) && says_all_is_well(&status)
+        })
+    }
+
+    /// Checker 9 and the rest of 6: what the nodes say is true, their copies are equal, nothing was kept back, and the
+    /// data is what the application may see.
+    /// The history check is skipped where an operator overrode the rules.
+    pub(crate) fn final_checks(&mut self) {
+        let ids = self.node_ids();
+        for volume in self.volume_numbers() {
+            for (i, a) in ids.iter().enumerate() {
+                for b in &ids[i + 1..] {
+                    let result = self.check_equal(volume, *a, *b);
+                    self.expect(result);
+                }
+            }
+            let result = self.check_history(volume, ids[0]);
+            self.expect(result);
+        }
+        for id in ids {
+            let left: Vec<_> = self.node(id).payloads.keys().copied().collect();
+            // A transfer log may keep the last epoch open; buffers of writes are not needed for that.
+            if !left.is_empty() {
+                self.complain(format!("{id:?} is quiet and has not released {left:?}"));
+            }
+        }
+    }
+
+    /// A full comparison, not trusting the incremental one.
+    pub fn check_equal(&self, volume: VolumeNumber, a: NodeId, b: NodeId) -> Result<(), String> {
+        let (first, second) = (&self.nodes[&a].disks[&volume], &self.nodes[&b].disks[&volume]);
+        let sectors: BTreeSet<u64> = first.sectors_written().chain(second.sectors_written()).collect();
+        match sectors.into_iter().find(|s| first.stamp(*s) != second.stamp(*s)) {
+            None => Ok(()),
+            Some(s) => Err(format!(
+                "both call themselves in sync, but {volume:?} sector {s} holds write {} on {a:?} and {} on {b:?}",
+                first.stamp(s),
+                second.stamp(s)
+            )),
+        }
+    }
+
+    fn check_history(&self, volume: VolumeNumber, id: NodeId) -> Result<(), String> {
+        if self.forced {
+            return Ok(());
+        }
+        let disk = &self.nodes[&id].disks[&volume];
+        let truths = self.truths.get(&volume).into_iter().flatten();
+        let mut held = truths.filter(|t| t.complete_on.contains(&id)).peekable();
+        if held.peek().is_none() {
+            return Ok(());
+        }
+        let mut found = None;
+        for truth in held {
+            match truth.first_violation(disk) {
+                None => return Ok(()),
+                Some((sector, value)) => found = Some((sector, value, truth.values(sector))),
+            }
+        }
+        let (sector, value, allowed) = found.expect("at least one line was held");
+        Err(format!("{volume:?} sector {sector} ends as write {value}, allowed {allowed:?}"))
+    }
+}
+
+fn says_all_is_well(status: &Status) -> bool {
+    status.volumes.values().all(|v| v.disk == DiskState::UpToDate)
+        && status.peers.values().all(|p| {
+            p.connection == ConnectionState::Connected
+                && p.volumes.values().all(|d| {
+                    d.replication == ReplicationState::Established
+                        && d.disk == DiskState::UpToDate
+                        && d.out_of_sync_bytes == 0
+                })
+        })
+}
+
+/// For tests that break a world on purpose and want one judge's word.
+impl World {
+    pub fn show_change(&mut self, id: NodeId, volume: VolumeNumber, range: ByteRange) {
+        self.data_changed(id, volume, range);
+    }
+    pub fn judge_primaries(&mut self, id: NodeId) {
+        self.check_one_primary(id);
+    }
+    pub fn judge_promotion(&mut self, id: NodeId) {
+        self.role_changed(id, true);
+    }
+    pub fn judge_split_brain(&mut self, id: NodeId, peer: NodeId) {
+        self.split_brain_found(id, peer);
+    }
+    pub fn judge_resync(&mut self, target: NodeId, source: NodeId, volume: VolumeNumber) {
+        self.resync_starts(target, source, volume);
+    }
+}

@@ -1,0 +1,279 @@
+//! Carries out what an engine wants: disk operations, frames, links, answers.
+
+use std::rc::Rc;
+
+use engine::{DiskOp, Effect, Event as EngineEvent, Input, LinkError};
+use types::{BlockOp, DiskState, IoError, IoId, LinkId, NodeId, PayloadId, ReplicationState, Role, VolumeNumber};
+use wire::{Context, Message, Socket};
+
+use crate::disk::sectors;
+use crate::network::{EndState, Frame};
+use crate::swarm::SECOND;
+use crate::world::{Event, World};
+
+impl World {
+    pub(crate) fn carry_out(&mut self, id: NodeId, effect: Effect) {
+        if self.is_tracing() && !matches!(effect, Effect::Disk { .. } | Effect::Send { .. }) {
+            self.say(|| format!("{id:?} -> {effect:?}"));
+        }
+        let result = match effect {
+            Effect::Reply { id: command, result } => self.replied(id, command, result),
+            Effect::Complete { request, result } => self.completed(id, request, result),
+            Effect::Disk { volume, io, op } => self.disk_starts(id, volume, io, op),
+            Effect::Send { peer, link, socket, volume, message, payload } => {
+                self.send(id, peer, link, socket, volume, message, payload)
+            }
+            Effect::LinkContext { link, protocol, features, .. } => {
+                if let Some(link) = self.net.links.get_mut(&link) {
+                    link.end_mut(id).context = Context { features, protocol, integrity_digest_len: 0 };
+                }
+                Ok(())
+            }
+            Effect::Connect { peer, delay } => {
+                let at = self.now + delay.as_nanos() as u64;
+                self.net.wants.insert((id, peer), at);
+                self.schedule_connect(id, peer);
+                Ok(())
+            }
+            Effect::StopConnecting { peer } => {
+                self.net.wants.remove(&(id, peer));
+                Ok(())
+            }
+            Effect::CloseLink { link, .. } => {
+                self.close_link(id, link);
+                Ok(())
+            }
+            Effect::Device { volume, device } => {
+                match device {
+                    Some(shape) => self.node_mut(id).devices.insert(volume, shape.size_bytes),
+                    None => self.node_mut(id).devices.remove(&volume),
+                };
+                Ok(())
+            }
+            Effect::CloseDisk { volume } => self.disk_closed(id, volume),
+            Effect::Copy { from, to } => self.node_mut(id).copy(from, to),
+            // The loop takes these out before.
+            Effect::Release { .. } | Effect::Event(_) => Ok(()),
+        };
+        self.expect(result.map_err(|e| format!("{id:?}: {e}")));
+    }
+
+    // ------------------------------------------------------------------ disk
+
+    fn disk_starts(&mut self, id: NodeId, volume: VolumeNumber, io: IoId, op: DiskOp) -> Result<(), String> {
+        if self.is_tracing() {
+            self.say(|| format!("{id:?} disk {volume:?} {io:?} {}", brief_op(&op)));
+        }
+        let data = match &op {
+            DiskOp::Write { payload, .. } => Some(self.node_mut(id).content(*payload, "disk write")?),
+            DiskOp::ReadInto { payload, range } => {
+                let node = self.node_mut(id);
+                let size = node.buffer(*payload, "disk read")?.sectors;
+                if size != range.sectors() {
+                    return Err(format!("{op:?} into a buffer of {size} sectors"));
+                }
+                node.hold(*payload, "disk read")?;
+                None
+            }
+            _ => None,
+        };
+        let small = matches!(op, DiskOp::MetaWrite { .. });
+        let node = self.node_mut(id);
+        let life = node.life;
+        let disk = node.disks.get_mut(&volume).ok_or_else(|| format!("{op:?} on {volume:?}, which has no disk"))?;
+        disk.submit(io, op, data)?;
+        if disk.in_flight() > 20_000 {
+            return Err(format!("{} operations on one disk", disk.in_flight()));
+        }
+        let mean = if small { self.options.disk_latency / 4 } else { self.options.disk_latency };
+        let delay = self.rng.around(mean.max(8));
+        self.schedule(delay, Event::DiskDone { node: id, life, volume, io });
+        Ok(())
+    }
+
+    pub(crate) fn disk_done(&mut self, id: NodeId, life: u64, volume: VolumeNumber, io: IoId) {
+        if self.node(id).life != life {
+            return;
+        }
+        let fails = self.options.io_error_per_mille > 0 && !self.healing;
+        let ok = !(fails && self.rng.chance(self.options.io_error_per_mille));
+        let node = self.node_mut(id);
+        let Some((op, done)) = node.disks.get_mut(&volume).and_then(|d| d.complete(io, ok)) else { return };
+        let result = if ok { Ok(()) } else { Err(IoError::Io) };
+        let payload = match (op, done.data) {
+            (DiskOp::Read { range }, data) => Some(node.lend(data.map(Rc::new), range.sectors(), 0)),
+            (DiskOp::ReadInto { payload, .. }, data) => {
+                if let Some(data) = data {
+                    node.fill(payload, data);
+                }
+                node.unhold(payload);
+                Some(payload)
+            }
+            _ => None,
+        };
+        // A failed read brings no data, so there is nothing to give back either.
+        let payload = payload.filter(|_| ok);
+        if done.metadata_changed {
+            self.metadata_changed(id, volume);
+        }
+        if let Some(range) = done.changed {
+            self.data_changed(id, volume, range);
+        }
+        self.input(id, Input::DiskDone { volume, io, result, payload });
+    }
+
+    fn disk_closed(&mut self, id: NodeId, volume: VolumeNumber) -> Result<(), String> {
+        let disk = &self.node(id).disks[&volume];
+        match disk.in_flight() {
+            0 => Ok(()),
+            n => Err(format!("CloseDisk {volume:?} with {n} operations not answered")),
+        }
+    }
+
+    // ------------------------------------------------------------------ network
+
+    #[allow(clippy::too_many_arguments)] // The fields of one effect.
+    fn send(
+        &mut self,
+        id: NodeId,
+        peer: NodeId,
+        link_id: LinkId,
+        socket: Socket,
+        volume: Option<VolumeNumber>,
+        message: Message,
+        payload: Option<PayloadId>,
+    ) -> Result<(), String> {
+        let data = payload.map(|p| self.node_mut(id).content(p, "Send")).transpose()?;
+        if self.is_tracing() {
+            self.say(|| format!("{id:?} => {peer:?} {volume:?} {message:?}"));
+        }
+        let Some(link) = self.net.links.get_mut(&link_id) else { return Ok(()) };
+        let end = link.end(id);
+        // What is sent to a link that is gone is lost; the engine may not know yet.
+        if end.state != EndState::Up {
+            return Ok(());
+        }
+        let frame = Frame::encode(&end.context, volume, &message, data)?;
+        let transmission = frame.len() * SECOND / self.options.bandwidth;
+        let delay = self.options.latency + self.rng.between(0, self.options.jitter);
+        let now = self.now;
+        match link.arrival(peer, socket, now, transmission, delay) {
+            Some(at) => {
+                self.frames_in_flight += 1;
+                self.schedule(at - now, Event::Frame { link: link_id, to: peer, socket, frame });
+            }
+            // A reset answers, if the network works again.
+            None if self.net.is_path_up(id, peer) => {
+                let error = LinkError::Failed("connection reset".into());
+                self.schedule(delay * 2, Event::LinkDown { link: link_id, node: id, error });
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn frame_arrives(&mut self, link_id: LinkId, to: NodeId, socket: Socket, frame: Frame) {
+        self.frames_in_flight -= 1;
+        let Some(link) = self.net.links.get(&link_id) else { return };
+        if link.cut.is_some_and(|cut| self.now > cut) || !self.node(to).is_running() {
+            return;
+        }
+        let end = link.end(to);
+        let peer = link.other(to);
+        match end.state {
+            // Nothing arrives before the side was told that the link exists.
+            EndState::Down | EndState::Coming => return,
+            EndState::Up => {}
+        }
+        let (volume, message) = match frame.decode(&end.context, socket) {
+            Ok(decoded) => decoded,
+            Err(error) => return self.complain(format!("{to:?} cannot read what {peer:?} sent: {error}")),
+        };
+        let payload = frame.data.map(|data| {
+            let count = sectors(&data);
+            self.node_mut(to).lend(Some(data), count, 0)
+        });
+        self.input(to, Input::Received { peer, link: link_id, socket, volume, message, payload });
+    }
+
+    /// This side closes; the peer learns of it behind what was sent before.
+    fn close_link(&mut self, id: NodeId, link_id: LinkId) {
+        let Some(link) = self.net.links.get_mut(&link_id) else { return };
+        let peer = link.other(id);
+        link.end_mut(id).state = EndState::Down;
+        let at = link.last_arrival(peer).max(self.now + self.options.latency);
+        let is_cut = link.cut.is_some();
+        self.net.forget_dead();
+        if !is_cut {
+            let delay = at - self.now + 1;
+            self.schedule(delay, Event::LinkDown { link: link_id, node: peer, error: LinkError::Closed });
+        }
+    }
+
+    // ------------------------------------------------------------------ answers and events
+
+    fn replied(
+        &mut self,
+        id: NodeId,
+        command: engine::CommandId,
+        result: Result<(), engine::Refusal>,
+    ) -> Result<(), String> {
+        let life = self.node(id).life;
+        let node = self.node_mut(id);
+        let entry = node.commands.remove(&command).ok_or_else(|| format!("{command:?} was answered twice"))?;
+        match entry.command {
+            "demote" => node.demoting = node.commands.values().any(|c| c.command == "demote"),
+            "promote" => node.promote_force = node.commands.values().any(|c| c.command == "promote" && c.force),
+            _ => {}
+        }
+        let count = self.stats.commands.entry(entry.command).or_default();
+        match result {
+            Ok(()) => count.0 += 1,
+            Err(_) => count.1 += 1,
+        }
+        if entry.scripted {
+            self.schedule(1, Event::Script { node: id, life });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn engine_event(&mut self, id: NodeId, event: EngineEvent) {
+        self.say(|| format!("{id:?} ** {event:?}"));
+        match event {
+            EngineEvent::Role { to, .. } => self.role_changed(id, to == Role::Primary),
+            EngineEvent::Handshake { text, .. } => {
+                let rule = text.split(" (").next().unwrap_or(&text).to_string();
+                *self.stats.handshakes.entry(rule).or_default() += 1;
+            }
+            EngineEvent::NewGeneration { volume, .. } => self.generation_began(id, volume),
+            EngineEvent::ResyncStarted { peer, volume, source: false, .. } => {
+                self.stats.resyncs += 1;
+                self.resync_starts(id, peer, volume);
+            }
+            EngineEvent::ResyncFinished { peer, volume, source: false, failed_blocks: 0, .. } => {
+                self.resync_ends(id, peer, volume);
+            }
+            EngineEvent::SplitBrain { peer, .. } => self.split_brain_found(id, peer),
+            EngineEvent::Replication { peer, to: ReplicationState::Established, .. } => self.may_be_together(id, peer),
+            EngineEvent::Connection { .. } => self.check_one_primary(id),
+            EngineEvent::Disk { volume, to: DiskState::UpToDate, .. } => self.became_up_to_date(id, volume),
+            _ => {}
+        }
+    }
+}
+
+/// A disk operation without the bytes of metadata blocks.
+fn brief_op(op: &DiskOp) -> String {
+    match op {
+        DiskOp::MetaWrite { blocks, preflush, fua } => {
+            let offsets: Vec<String> = blocks.iter().map(|b| format!("{:#x}", b.offset)).collect();
+            format!("MetaWrite [{}] preflush {preflush} fua {fua}", offsets.join(" "))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// Operations whose range changes data.
+pub fn stamp_of(op: BlockOp, moment: u64) -> u64 {
+    if matches!(op, BlockOp::Write { .. }) { moment } else { 0 }
+}

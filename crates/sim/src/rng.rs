@@ -1,0 +1,39 @@
+//! The one source of chance of a run. Everything random is drawn from here, in the order of the events.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+#[derive(Clone)]
+pub struct Rng(ChaCha8Rng);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(ChaCha8Rng::seed_from_u64(seed))
+    }
+    pub fn draw(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+    pub fn seed_of_engine(&mut self) -> [u8; 32] {
+        let mut seed = [0; 32];
+        self.0.fill_bytes(&mut seed);
+        seed
+    }
+    /// Uniform enough in `low..=high`.
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        assert!(low <= high, "nothing lies in {low}..={high}");
+        match (high - low).checked_add(1) {
+            Some(span) => low + self.draw() % span,
+            None => self.draw(),
+        }
+    }
+    pub fn chance(&mut self, per_mille: u32) -> bool {
+        self.draw() % 1000 < u64::from(per_mille)
+    }
+    pub fn pick<T: Copy>(&mut self, items: &[T]) -> T {
+        items[self.between(0, items.len() as u64 - 1) as usize]
+    }
+    /// Around `mean`, from an eighth to double, so that two processes never march in step.
+    pub fn around(&mut self, mean: u64) -> u64 {
+        self.between(mean / 8, mean * 2)
+    }
+}
