@@ -1,0 +1,245 @@
+//! The command line. Names are DRBD's; a name here is a contract with scripts (docs of `replicactl`).
+
+use clap::{Args, Parser, Subcommand};
+use control::Target;
+use std::path::PathBuf;
+
+#[derive(Parser)]
+#[command(
+    name = "replicactl",
+    version,
+    about = "Administer replicad, the replicated block device daemon",
+    after_help = "TARGET is RESOURCE, RESOURCE/VOLUME, PEER:RESOURCE, PEER:RESOURCE/VOLUME, or all.\n\
+                  Exit codes: 0 done; 1 refused or failed; 2 usage; 5 a wait timed out; 10 no such object, or refused\n\
+                  by the configuration; 11 refused by the state; 16 needs a disk; 17 no up-to-date data; 20 no daemon.",
+    after_long_help = None
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Cmd,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// Directory of the daemon's control socket
+    #[arg(long, value_name = "DIR", default_value = "/run/replicad", global = true)]
+    pub run_dir: PathBuf,
+    /// TOML file, or directory of *.toml
+    #[arg(long, value_name = "PATH", default_value = "/etc/replicad", global = true)]
+    pub config: PathBuf,
+    /// Name of this node in the configuration [default: host name]
+    #[arg(long, value_name = "NAME", global = true)]
+    pub node: Option<String>,
+    /// Answer in JSON, refusals too
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct One {
+    #[arg(value_name = "TARGET")]
+    pub target: Target,
+}
+
+#[derive(Args)]
+pub struct Any {
+    /// All resources if not given
+    #[arg(value_name = "TARGET", default_value = "all")]
+    pub target: Target,
+}
+
+#[derive(Args)]
+pub struct Forced {
+    #[arg(value_name = "TARGET")]
+    pub target: Target,
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Args)]
+pub struct Wait {
+    #[arg(value_name = "TARGET")]
+    pub target: Target,
+    /// Seconds; 0 waits for ever [default: wfc-timeout of the configuration]
+    #[arg(long, alias = "wfc-timeout", value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+}
+
+#[derive(Subcommand)]
+pub enum Cmd {
+    /// Write fresh metadata for a resource or volume
+    CreateMd {
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// Bitmap slots, 1 to 31 [default: the other nodes of the resource]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=31))]
+        max_peers: Option<u8>,
+        /// Overwrite what is found on the disk
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print a volume's metadata as text
+    DumpMd {
+        #[arg(value_name = "RESOURCE/VOLUME")]
+        target: Target,
+        /// Also if the activity log has to be applied first
+        #[arg(long)]
+        force: bool,
+    },
+    /// Write a volume's metadata from a dump
+    RestoreMd {
+        #[arg(value_name = "RESOURCE/VOLUME")]
+        target: Target,
+        /// Output of dump-md
+        file: PathBuf,
+        /// Overwrite metadata that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Merge the activity log into the bitmaps, as attaching does
+    ApplyAl(One),
+    /// Generation identifiers, explained
+    ShowGi(One),
+    /// Generation identifiers, one line
+    GetGi(One),
+    /// Attach the disks and connect
+    Up(One),
+    /// Disconnect, detach, forget
+    Down(One),
+    /// Make the running state match the configuration
+    Adjust(One),
+    /// Attach a disk
+    Attach(One),
+    /// Detach a disk
+    Detach(Forced),
+    /// Connect to the peers
+    Connect {
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// Throw away what was changed here since the split brain
+        #[arg(long)]
+        discard_my_data: bool,
+    },
+    /// Disconnect from the peers
+    Disconnect(Forced),
+    /// Become Primary
+    #[command(visible_alias = "primary")]
+    Promote(Forced),
+    /// Become Secondary
+    #[command(visible_alias = "secondary")]
+    Demote(Forced),
+    /// State of resources, disks and connections
+    Status {
+        #[command(flatten)]
+        any: Any,
+        #[arg(long, short)]
+        verbose: bool,
+        #[arg(long)]
+        statistics: bool,
+        /// Repeat every second until interrupted
+        #[arg(long)]
+        watch: bool,
+    },
+    /// State changes as they happen
+    #[command(visible_alias = "events2")]
+    Events {
+        #[command(flatten)]
+        any: Any,
+        /// Only the present state
+        #[arg(long)]
+        now: bool,
+        #[arg(long)]
+        statistics: bool,
+        /// Start each line with the time
+        #[arg(long)]
+        timestamps: bool,
+    },
+    /// Own role
+    Role(One),
+    /// Connection states, a line per peer
+    Cstate(One),
+    /// Disk states, a line per volume: own/peer/...
+    Dstate(One),
+    /// Wait until the peers are connected
+    WaitConnect(Wait),
+    /// Wait until the data is in sync
+    WaitSync(Wait),
+    /// Throw the local data away and fetch it from a peer
+    Invalidate {
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// Host name of the peer to fetch from
+        #[arg(long, value_name = "PEER")]
+        from_peer: Option<String>,
+    },
+    /// Throw a peer's data away and send it ours
+    InvalidateRemote(One),
+    /// Hold a resync
+    PauseSync(One),
+    /// Let a held resync go on
+    ResumeSync(One),
+    /// Start a new generation
+    NewCurrentUuid {
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// Declare the copies equal: skips the first sync
+        #[arg(long)]
+        clear_bitmap: bool,
+    },
+    /// Mark the local data as outdated
+    Outdate(One),
+    /// Print shell completions
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page
+    #[command(hide = true)]
+    Manual,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("replicactl").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        for line in ["--json status r0", "status --json r0", "status r0 --json --run-dir /x"] {
+            assert!(parse(line).unwrap().global.json, "{line}");
+        }
+    }
+
+    #[test]
+    fn drbds_words_work_too() {
+        assert!(matches!(parse("primary r0 --force").unwrap().command, Cmd::Promote(Forced { force: true, .. })));
+        assert!(matches!(parse("secondary r0").unwrap().command, Cmd::Demote(Forced { force: false, .. })));
+        assert!(matches!(parse("events2 --now all").unwrap().command, Cmd::Events { now: true, .. }));
+    }
+
+    #[test]
+    fn wrong_lines_are_usage_errors() {
+        for line in [
+            "",
+            "fly r0",
+            "up",
+            "up r0/x",
+            "create-md r0 --max-peers 32",
+            "create-md r0 --max-peers 0",
+            "status --verbos",
+            "connect a:b:c",
+            "wait-sync r0 --timeout soon",
+        ] {
+            let error = parse(line).err().unwrap_or_else(|| panic!("`{line}` has to be refused"));
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! One line for every event of the engine, with its reason.
+
+use engine::Event;
+
+pub fn event(event: &Event) {
+    match event {
+        Event::Role { from, to, reason } => tracing::info!("role {from} -> {to}: {reason}"),
+        Event::Disk { volume, from, to, reason } => {
+            tracing::info!("volume {volume}: disk {from} -> {to}: {reason}");
+        }
+        Event::Connection { peer, from, to, reason } => {
+            tracing::info!("peer {peer}: connection {from} -> {to}: {reason}");
+        }
+        Event::PeerRole { peer, from, to } => tracing::info!("peer {peer}: role {from} -> {to}"),
+        Event::Replication { peer, volume, from, to, reason } => {
+            tracing::info!("peer {peer}, volume {volume}: replication {from} -> {to}: {reason}");
+        }
+        Event::PeerDisk { peer, volume, from, to, reason } => {
+            tracing::info!("peer {peer}, volume {volume}: peer disk {from} -> {to}: {reason}");
+        }
+        Event::Handshake { peer, volume, text } => tracing::info!("peer {peer}, volume {volume}: handshake: {text}"),
+        Event::SplitBrain { peer, volume } => tracing::error!(
+            "peer {peer}, volume {volume}: split brain: both sides wrote without the other; the connection is dropped. \
+             Choose whose changes to give up and run there: replicactl connect --discard-my-data"
+        ),
+        Event::NewGeneration { volume, current, reason } => {
+            tracing::info!("volume {volume}: new data generation {current}: {reason}");
+        }
+        Event::ResyncStarted { peer, volume, source, bits } => {
+            let direction = if *source { "to" } else { "from" };
+            tracing::info!("volume {volume}: resync {direction} peer {peer} of {bits} blocks");
+        }
+        Event::ResyncFinished { peer, volume, source, took, failed_blocks } => {
+            let direction = if *source { "to" } else { "from" };
+            tracing::info!("volume {volume}: resync {direction} peer {peer} took {took:?}, {failed_blocks} failed");
+        }
+        Event::Size { volume, bytes } => tracing::info!("volume {volume}: size is {bytes} bytes"),
+        Event::Warning { text } => tracing::warn!("{text}"),
+    }
+}

@@ -1,0 +1,205 @@
+//! This node: its resources, started and stopped.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use config::{Config, Device, LocalResource};
+use control::ResourceReport;
+use engine::Command;
+use tokio::sync::mpsc;
+use types::{ConnectionState, DiskState, Role, VolumeNumber};
+
+use crate::devices::{Devices, nbd_path, ublk_is_held, ublk_path};
+use crate::links::{ConnectorHandle, Listeners};
+use crate::resource::{Gone, Order, Outside, ResourceHandle, Snapshot, StartError};
+use crate::{resource, settings};
+
+/// For one resource to step down, say goodbye and detach when the daemon is told to end.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
+/// A resource thread that does not answer for this long is stuck.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One resource as the control plane sees it.
+pub struct Served {
+    pub local: LocalResource,
+    pub handle: ResourceHandle,
+    /// Changes of one resource happen one after the other.
+    pub changing: tokio::sync::Mutex<()>,
+    run_dir: PathBuf,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    devices: Mutex<Option<tokio::task::JoinHandle<()>>>,
+}
+
+pub struct Node {
+    pub name: String,
+    pub config_path: PathBuf,
+    pub resources: BTreeMap<String, Arc<Served>>,
+}
+
+impl Node {
+    /// Starts a thread for every resource. All are Secondary, without disk and unconnected until `up`.
+    pub fn start(
+        config: &Config,
+        locals: Vec<LocalResource>,
+        name: String,
+        config_path: PathBuf,
+        run_dir: &Path,
+    ) -> Result<Node, StartError> {
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let listeners = Listeners::default();
+        let mut resources = BTreeMap::new();
+        for local in locals {
+            let served = Served::start(local, &listeners, run_dir)?;
+            resources.insert(served.local.name.clone(), Arc::new(served));
+        }
+        Ok(Node { name, config_path, resources })
+    }
+
+    /// Leaves the cluster in an orderly way where nobody holds the device, then ends all threads.
+    pub async fn stop(&self) {
+        let mut leaving = tokio::task::JoinSet::new();
+        for served in self.resources.values() {
+            let served = served.clone();
+            leaving.spawn(async move { served.stop().await });
+        }
+        leaving.join_all().await;
+    }
+
+    /// Every resource thread answers.
+    pub async fn is_alive(&self) -> bool {
+        for served in self.resources.values() {
+            match tokio::time::timeout(ANSWER_PATIENCE, served.handle.snapshot()).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(Gone)) | Err(_) => {
+                    tracing::error!("resource {} does not answer", served.local.name);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Served {
+    fn start(local: LocalResource, listeners: &Listeners, run_dir: &Path) -> Result<Served, StartError> {
+        let (handle, mailbox) = resource::mailbox(&local.name)?;
+        let connectors = settings::paths(&local).into_iter().map(|(peer, path)| {
+            let handle = handle.clone();
+            let deliver = move |sockets| {
+                // A thread that has ended needs no sockets.
+                let _ = handle.send(Order::Established { peer, sockets });
+            };
+            (peer, ConnectorHandle::start(path, listeners.clone(), deliver))
+        });
+        // Sockets of a daemon that died: what exists here from now on, somebody serves.
+        for volume in local.volumes() {
+            let _ = std::fs::remove_file(nbd_path(run_dir, &local.name, volume.number));
+        }
+        let (wishes, wished) = mpsc::unbounded_channel();
+        let outside = Outside { connectors: connectors.collect(), wishes, changes: handle.changes() };
+        let thread = resource::start(local.name.clone(), settings::resource(&local), mailbox, outside)?;
+        let kinds = local.volumes().iter().map(|volume| (volume.number, volume.device)).collect();
+        let devices = Devices::new(local.name.clone(), run_dir.to_path_buf(), kinds, handle.clone());
+        let devices = tokio::spawn(devices.serve(wished));
+        Ok(Served {
+            local,
+            handle,
+            changing: tokio::sync::Mutex::new(()),
+            run_dir: run_dir.to_path_buf(),
+            thread: Mutex::new(Some(thread)),
+            devices: Mutex::new(Some(devices)),
+        })
+    }
+
+    pub fn report(&self, snapshot: &Snapshot) -> ResourceReport {
+        let path = |volume: VolumeNumber, device: Device| match device {
+            Device::Ublk(number) if ublk_path(number).exists() => ublk_path(number).display().to_string(),
+            Device::Nbd | Device::Ublk(_) => nbd_path(&self.run_dir, &self.local.name, volume).display().to_string(),
+            Device::None => String::new(),
+        };
+        crate::report::report(&self.local, snapshot, path)
+    }
+
+    /// The first device of a Primary that cannot be opened yet.
+    pub fn missing_device(&self) -> Option<PathBuf> {
+        self.local.volumes().iter().find_map(|volume| {
+            let socket = nbd_path(&self.run_dir, &self.local.name, volume.number);
+            match volume.device {
+                Device::Nbd => (!socket.exists()).then_some(socket),
+                // Without the driver there is a socket instead.
+                Device::Ublk(number) => {
+                    let path = ublk_path(number);
+                    (!path.exists() && !socket.exists()).then_some(path)
+                }
+                Device::None => None,
+            }
+        })
+    }
+
+    /// Who holds a device of this resource open, in words.
+    pub async fn held(&self, snapshot: &Snapshot) -> Option<String> {
+        for (number, volume) in snapshot.volumes.iter().filter(|(_, volume)| volume.device) {
+            if volume.clients > 0 {
+                return Some(format!("{} NBD clients use volume {number}", volume.clients));
+            }
+            let Some(Device::Ublk(minor)) = self.local.volume(*number).map(|v| v.device) else { continue };
+            // Opening a block device may wait for it.
+            let held = tokio::task::spawn_blocking(move || ublk_is_held(minor)).await;
+            if held.expect("it does not panic") {
+                return Some(format!("{} is mounted or part of another device", ublk_path(minor).display()));
+            }
+        }
+        None
+    }
+
+    async fn stop(&self) {
+        let _changing = self.changing.lock().await;
+        match tokio::time::timeout(LEAVE_PATIENCE, self.leave()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(text)) => tracing::warn!("resource {} is left as it is: {text}", self.local.name),
+            Err(_) => tracing::warn!("resource {}: gave up leaving after {LEAVE_PATIENCE:?}", self.local.name),
+        }
+        // A thread that has ended by itself needs no order.
+        let _ = self.handle.send(Order::End);
+        let thread = self.thread.lock().expect("no holder of this lock panics").take();
+        if let Some(thread) = thread {
+            // The thread aborts the process if it panics, so there is no result to look at.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+        let devices = self.devices.lock().expect("no holder of this lock panics").take();
+        if let Some(devices) = devices {
+            // Ends because the thread has ended; removes the sockets.
+            let _ = devices.await;
+        }
+    }
+
+    /// Demote, disconnect, detach. Leaves everything to recovery while an application holds a device.
+    async fn leave(&self) -> Result<(), String> {
+        let gone = |_: Gone| "its thread has ended".to_string();
+        let snapshot = self.handle.snapshot().await.map_err(gone)?;
+        if let Some(held) = self.held(&snapshot).await {
+            return Err(format!("{held}; after the next start this node counts as crashed"));
+        }
+        let refused = |refusal: engine::Refusal| format!("{} ({})", refusal.rule, refusal.state);
+        if snapshot.status.role == Role::Primary {
+            self.handle.command(Command::Demote).await.map_err(gone)?.map_err(refused)?;
+        }
+        for (peer, status) in &snapshot.status.peers {
+            if status.connection != ConnectionState::StandAlone {
+                let command = Command::Disconnect { peer: *peer, force: true };
+                self.handle.command(command).await.map_err(gone)?.map_err(refused)?;
+            }
+        }
+        for (volume, status) in &snapshot.status.volumes {
+            if status.disk != DiskState::Diskless {
+                let command = Command::Detach { volume: *volume, force: false };
+                self.handle.command(command).await.map_err(gone)?.map_err(refused)?;
+            }
+        }
+        Ok(())
+    }
+}

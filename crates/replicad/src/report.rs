@@ -1,0 +1,237 @@
+//! From the engine's status to what `status` shows: DRBD's keys, plus the verdict.
+
+use config::{Device, LocalResource, Peer};
+use control::{
+    ConnectionReport, DeviceReport, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys, PathReport, PeerDeviceReport,
+    ResourceReport, SyncDetails,
+};
+use engine::{PeerDeviceStatus, PeerStatus, VolumeStatus};
+use types::{ConnectionState, DiskState, ReplicationState, Role, VolumeNumber};
+
+use crate::resource::{Snapshot, VolumeUse};
+
+const KIB: u64 = 1024;
+
+/// `device_path`: how applications reach a volume while its device exists.
+pub fn report(
+    local: &LocalResource,
+    snapshot: &Snapshot,
+    device_path: impl Fn(VolumeNumber, Device) -> String,
+) -> ResourceReport {
+    let status = &snapshot.status;
+    let mut connections: Vec<ConnectionReport> =
+        local.peers.iter().filter_map(|peer| Some(connection(peer, status.peers.get(&peer.id)?, snapshot))).collect();
+    connections.sort_by(|a, b| a.name.cmp(&b.name));
+    let devices = local.volumes().iter().filter_map(|volume| {
+        let usage = snapshot.volumes.get(&volume.number)?;
+        let mut report = device(volume.number, status.volumes.get(&volume.number)?, usage);
+        if let Device::Ublk(minor) = volume.device {
+            report.minor = i64::from(minor);
+        }
+        if usage.device {
+            report.replicad.device = device_path(volume.number, volume.device);
+        }
+        Some(report)
+    });
+    let (may_promote, promotion_score) = promotion(snapshot);
+    ResourceReport {
+        name: local.name.clone(),
+        node_id: local.node.id.get(),
+        role: status.role.name().into(),
+        suspended: status.suspended_no_data,
+        suspended_no_data: status.suspended_no_data,
+        write_ordering: "flush".into(),
+        devices: devices.collect(),
+        connections,
+        replicad: OwnKeys { verdict: verdict(local, snapshot), may_promote, promotion_score },
+        ..ResourceReport::default()
+    }
+}
+
+fn device(number: VolumeNumber, status: &VolumeStatus, usage: &VolumeUse) -> DeviceReport {
+    DeviceReport {
+        volume: number.get(),
+        minor: -1,
+        disk_state: status.disk.name().into(),
+        client: status.diskless_configured,
+        open: usage.clients > 0,
+        quorum: true,
+        size: status.size_bytes / KIB,
+        read: status.read_bytes / KIB,
+        written: status.written_bytes / KIB,
+        al_writes: status.al_writes,
+        bm_writes: status.bitmap_writes,
+        upper_pending: status.requests_in_flight,
+        lower_pending: 0,
+        replicad: OwnDeviceKeys {
+            backing_dev: usage.backing.as_ref().map_or("none".into(), |path| path.display().to_string()),
+            device: String::new(),
+            al_suspended: status.al_suspended,
+            blocked: "no".into(),
+        },
+    }
+}
+
+fn connection(peer: &Peer, status: &PeerStatus, snapshot: &Snapshot) -> ConnectionReport {
+    let established = status.connection == ConnectionState::Connected;
+    let path = |(index, path): (usize, &config::Path)| PathReport {
+        this_host: path.local.into(),
+        remote_host: path.remote.into(),
+        established: established && index == 0,
+    };
+    let peer_devices = status.volumes.iter().map(|(number, volume)| {
+        let size_bytes = snapshot.status.volumes.get(number).map_or(0, |v| v.size_bytes);
+        let client = peer.volumes.get(number).is_some_and(|v| !v.has_disk);
+        peer_device(*number, volume, size_bytes, client)
+    });
+    ConnectionReport {
+        peer_node_id: peer.id.get(),
+        name: peer.name.clone(),
+        connection_state: status.connection.name().into(),
+        congested: false,
+        peer_role: status.role.name().into(),
+        tls: false,
+        ap_in_flight: status.ap_in_flight_bytes / types::range::SECTOR_BYTES,
+        rs_in_flight: status.rs_in_flight_bytes / types::range::SECTOR_BYTES,
+        paths: peer.paths.iter().enumerate().map(path).collect(),
+        peer_devices: peer_devices.collect(),
+    }
+}
+
+fn peer_device(number: VolumeNumber, status: &PeerDeviceStatus, size_bytes: u64, client: bool) -> PeerDeviceReport {
+    let in_sync = match size_bytes {
+        0 => 0.0,
+        _ => 100.0 - percent(status.out_of_sync_bytes.min(size_bytes), size_bytes),
+    };
+    PeerDeviceReport {
+        volume: number.get(),
+        replication_state: status.replication.name().into(),
+        peer_disk_state: status.disk.name().into(),
+        peer_client: client && status.disk == DiskState::Diskless,
+        resync_suspended: resync_suspended(status),
+        received: status.received_bytes / KIB,
+        sent: status.sent_bytes / KIB,
+        out_of_sync: status.out_of_sync_bytes / KIB,
+        pending: status.pending_requests,
+        unacked: status.unacked_requests,
+        has_sync_details: status.resync.is_some(),
+        has_online_verify_details: false,
+        percent_in_sync: hundredths(in_sync),
+        sync: status.resync.map(|progress| SyncDetails {
+            rs_total: progress.total_bits * 8,
+            db_dt: hundredths(progress.rate_kib as f64 / KIB as f64),
+            db0_dt0: hundredths(progress.rate_kib as f64 / KIB as f64),
+            estimated_seconds_to_finish: progress.left_seconds.unwrap_or(0),
+            percent_resync_done: f64::from(progress.done_percent_hundredths) / 100.0,
+            ..SyncDetails::default()
+        }),
+        replicad: Some(OwnPeerDeviceKeys { decision: status.last_decision.clone() }),
+    }
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    part as f64 * 100.0 / whole as f64
+}
+
+fn hundredths(value: f64) -> f64 {
+    (value * 100.0).floor() / 100.0
+}
+
+fn resync_suspended(status: &PeerDeviceStatus) -> String {
+    let words = [
+        (status.resync_suspended_user, "user"),
+        (status.resync_suspended_peer, "peer"),
+        (status.resync_suspended_dependency, "dependency"),
+    ];
+    let on: Vec<&str> = words.into_iter().filter(|(on, _)| *on).map(|(_, word)| word).collect();
+    if on.is_empty() { "no".into() } else { on.join(",") }
+}
+
+fn is_resyncing(state: ReplicationState) -> bool {
+    !matches!(
+        state,
+        ReplicationState::Off | ReplicationState::Established | ReplicationState::VerifyS | ReplicationState::VerifyT
+    )
+}
+
+/// DRBD's `may_promote` and `promotion_score` (docs/cli.md "events2").
+fn promotion(snapshot: &Snapshot) -> (bool, u32) {
+    let status = &snapshot.status;
+    let visible = || status.peers.values().filter(|peer| peer.connection == ConnectionState::Connected);
+    let replicas = |number: VolumeNumber, volume: &VolumeStatus| {
+        let peers = visible().filter(|peer| peer.volumes.get(&number).is_some_and(|v| v.disk == DiskState::UpToDate));
+        peers.count() + usize::from(volume.disk == DiskState::UpToDate)
+    };
+    let least = status.volumes.iter().map(|(number, volume)| replicas(*number, volume)).min().unwrap_or(0);
+    if least == 0 {
+        return (false, 0);
+    }
+    let all_have_disks = status.volumes.values().all(|v| v.disk > DiskState::Failed);
+    let up_to_date = status.volumes.values().filter(|v| v.disk == DiskState::UpToDate).count();
+    let score = u32::from(all_have_disks) * 10_000 + 100 * up_to_date.min(99) as u32 + least.min(99) as u32;
+    let primary = status.role == Role::Primary || visible().any(|peer| peer.role == Role::Primary);
+    (!primary, score)
+}
+
+/// One sentence: is all well, what is missing, what happens next.
+fn verdict(local: &LocalResource, snapshot: &Snapshot) -> String {
+    let status = &snapshot.status;
+    let name = |id| local.node_names.get(id).map_or("?", String::as_str);
+    let mut troubles = Vec::new();
+    if status.suspended_no_data {
+        troubles.push("I/O waits: no UpToDate data can be reached".to_string());
+    }
+    for (number, volume) in &status.volumes {
+        match volume.disk {
+            DiskState::UpToDate => {}
+            DiskState::Diskless if volume.diskless_configured => {}
+            DiskState::Diskless => {
+                troubles.push(format!("volume {number} has no disk here: replicactl attach {}/{number}", local.name));
+            }
+            state => troubles.push(format!("volume {number} is {state} here")),
+        }
+    }
+    for (id, peer) in &status.peers {
+        match peer.connection {
+            ConnectionState::Connected => {}
+            ConnectionState::StandAlone => {
+                let command = format!("replicactl connect {}:{}", name(id), local.name);
+                troubles.push(format!("{} is not connected and not being looked for: {command}", name(id)));
+                continue;
+            }
+            state => {
+                troubles.push(format!("{} is not reachable ({state}), still trying", name(id)));
+                continue;
+            }
+        }
+        for (number, volume) in &peer.volumes {
+            if is_resyncing(volume.replication) {
+                let left = volume.out_of_sync_bytes.div_ceil(1 << 20);
+                troubles.push(format!("volume {number} resyncs with {}, {left} MiB to go", name(id)));
+            } else if !matches!(volume.disk, DiskState::UpToDate | DiskState::Diskless) {
+                troubles.push(format!("volume {number} is {} on {}", volume.disk, name(id)));
+            }
+        }
+    }
+    if troubles.is_empty() { "all disks are UpToDate and all peers connected".into() } else { troubles.join("; ") }
+}
+
+/// No resync runs or is due, with any peer that is connected; and every own disk holds good data.
+pub fn is_in_sync(snapshot: &Snapshot, wanted: impl Fn(types::NodeId) -> bool, volume: Option<VolumeNumber>) -> bool {
+    let status = &snapshot.status;
+    let chosen = |number: &VolumeNumber| volume.is_none_or(|v| v == *number);
+    let own = status.volumes.iter().filter(|(number, _)| chosen(number));
+    let own_good = own.into_iter().all(|(_, v)| v.diskless_configured || v.disk == DiskState::UpToDate);
+    own_good
+        && status.peers.iter().filter(|(id, _)| wanted(**id)).all(|(_, peer)| {
+            peer.connection == ConnectionState::Connected
+                && peer.volumes.iter().filter(|(number, _)| chosen(number)).all(|(_, v)| {
+                    !is_resyncing(v.replication) && matches!(v.disk, DiskState::UpToDate | DiskState::Diskless)
+                })
+        })
+}
+
+pub fn is_connected(snapshot: &Snapshot, wanted: impl Fn(types::NodeId) -> bool) -> bool {
+    let peers = &snapshot.status.peers;
+    peers.iter().filter(|(id, _)| wanted(**id)).all(|(_, peer)| peer.connection == ConnectionState::Connected)
+}

@@ -1,0 +1,203 @@
+//! The resource thread's io_uring ring: submissions with a tag, completions in batches, a wait with a deadline.
+//!
+//! Contract: only the thread that made the ring uses it. Memory that a submission names belongs to the kernel from
+//! [`Ring::push`] until its completion came out of [`Ring::wait`], whatever happens to the request meanwhile; owners
+//! therefore stay in their tables (as "closing") until all of theirs came back.
+
+use std::io;
+use std::time::Duration;
+
+use io_uring::types::{SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, squeue};
+
+use crate::slots::Key;
+
+/// What a completion belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// The eventfd by which the control plane wakes the thread.
+    Wake = 1,
+    PeerReceive = 2,
+    PeerSend = 3,
+    Disk = 4,
+    NbdReceive = 5,
+    NbdSend = 6,
+    /// The generation's low 16 bits are the tag of the queue.
+    UblkCommand = 7,
+    UblkPayload = 8,
+    UblkEvent = 9,
+}
+
+impl Kind {
+    fn from_number(number: u8) -> Kind {
+        match number {
+            1 => Kind::Wake,
+            2 => Kind::PeerReceive,
+            3 => Kind::PeerSend,
+            4 => Kind::Disk,
+            5 => Kind::NbdReceive,
+            6 => Kind::NbdSend,
+            7 => Kind::UblkCommand,
+            8 => Kind::UblkPayload,
+            9 => Kind::UblkEvent,
+            other => panic!("a completion of kind {other}, which was never submitted"),
+        }
+    }
+}
+
+/// The 64 bits that travel with a submission: kind, slot (24 bits), generation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tag {
+    pub kind: Kind,
+    pub key: Key,
+}
+
+impl Tag {
+    pub fn new(kind: Kind, key: Key) -> Tag {
+        assert!(key.slot < 1 << 24, "slot {} does not fit in a tag", key.slot);
+        Tag { kind, key }
+    }
+
+    pub fn to_bits(self) -> u64 {
+        (self.kind as u64) << 56 | u64::from(self.key.slot) << 32 | u64::from(self.key.generation)
+    }
+
+    fn from_bits(bits: u64) -> Tag {
+        let key = Key { slot: (bits >> 32) as u32 & 0xff_ffff, generation: bits as u32 };
+        Tag { kind: Kind::from_number((bits >> 56) as u8), key }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Completion {
+    pub tag: Tag,
+    /// Bytes, or minus errno.
+    pub result: i32,
+}
+
+pub struct Ring {
+    uring: IoUring,
+}
+
+impl Ring {
+    /// `entries`: submissions that are collected before the kernel is called; more are flushed in between.
+    pub fn new(entries: u32) -> io::Result<Ring> {
+        // One thread submits and is content to run completions when it enters the kernel. Kernel 6.1 and newer;
+        // older ones get the plain ring.
+        let uring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_cqsize(entries * 4)
+            .build(entries)
+            .or_else(|_| IoUring::builder().setup_cqsize(entries * 4).build(entries))?;
+        if !uring.params().is_feature_ext_arg() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "io_uring of this kernel cannot wait with a timeout; Linux 5.11 or newer is needed",
+            ));
+        }
+        Ok(Ring { uring })
+    }
+
+    /// # Safety
+    /// Memory and descriptors that `entry` names stay valid, and memory it writes to is not touched, until the
+    /// completion with `tag` was taken from [`Ring::wait`].
+    pub unsafe fn push(&mut self, entry: squeue::Entry, tag: Tag) {
+        // SAFETY: the caller's promise.
+        unsafe { self.push_tagged(entry.user_data(tag.to_bits())) };
+    }
+
+    /// An entry whose user data are the bits of a [`Tag`] already.
+    ///
+    /// # Safety
+    /// As for `push`.
+    pub unsafe fn push_tagged(&mut self, entry: squeue::Entry) {
+        // SAFETY: the caller's promise.
+        while unsafe { self.uring.submission().push(&entry) }.is_err() {
+            self.submit();
+        }
+    }
+
+    fn submit(&mut self) {
+        match self.uring.submit() {
+            Ok(_) => {}
+            // Completions are waiting to be taken, or a signal came: the next round makes room.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN)) => {}
+            Err(e) => panic!("io_uring_enter failed: {e}"),
+        }
+    }
+
+    /// Submits what was pushed and appends completions to `out`. Returns once there is one, or after `timeout`;
+    /// zero: does not wait.
+    pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Completion>) {
+        if timeout == Some(Duration::ZERO) || !self.uring.completion().is_empty() {
+            self.submit_and_get_events(0, Some(Duration::ZERO));
+        } else {
+            self.submit_and_get_events(1, timeout);
+        }
+        out.extend(
+            self.uring.completion().map(|entry: cqueue::Entry| Completion {
+                tag: Tag::from_bits(entry.user_data()),
+                result: entry.result(),
+            }),
+        );
+    }
+
+    fn submit_and_get_events(&mut self, want: usize, timeout: Option<Duration>) {
+        let result = match timeout {
+            None => self.uring.submit_and_wait(want),
+            Some(timeout) => {
+                let timeout = Timespec::from(timeout);
+                self.uring.submitter().submit_with_args(want, &SubmitArgs::new().timespec(&timeout))
+            }
+        };
+        match result {
+            Ok(_) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(e) => panic!("io_uring_enter failed: {e}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_survives_its_64_bits() {
+        for kind in [Kind::Wake, Kind::PeerReceive, Kind::PeerSend, Kind::Disk, Kind::NbdReceive, Kind::NbdSend] {
+            for (slot, generation) in [(0, 0), (0xff_ffff, u32::MAX), (1, 2)] {
+                let tag = Tag::new(kind, Key { slot, generation });
+                assert_eq!(Tag::from_bits(tag.to_bits()), tag);
+            }
+        }
+    }
+
+    #[test]
+    fn more_submissions_than_entries_all_complete() {
+        let mut ring = Ring::new(4).unwrap();
+        for slot in 0..100 {
+            let tag = Tag::new(Kind::Wake, Key { slot, generation: 7 });
+            // SAFETY: a no-op names no memory.
+            unsafe { ring.push(io_uring::opcode::Nop::new().build(), tag) };
+        }
+        let mut seen = Vec::new();
+        while seen.len() < 100 {
+            let mut batch = Vec::new();
+            ring.wait(None, &mut batch);
+            seen.extend(batch.iter().map(|c| c.tag.key.slot));
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_wait_without_work_ends_at_its_deadline() {
+        let mut ring = Ring::new(4).unwrap();
+        let mut out = Vec::new();
+        ring.wait(Some(Duration::from_millis(1)), &mut out);
+        ring.wait(Some(Duration::ZERO), &mut out);
+        assert!(out.is_empty());
+    }
+}
