@@ -1,0 +1,214 @@
+//! `xtask test`: everything that has to be right, in layers, the quick ones first. A layer that fails does not stop
+//! the others; the end lists what failed with its log, and what was not tested with the reason.
+
+use crate::{packages, workspace};
+use anyhow::{Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The inner loop: format, clippy, unit tests, 50 seeds
+    #[arg(long)]
+    fast: bool,
+    /// Leave out the virtual machines
+    #[arg(long)]
+    skip_vm: bool,
+    /// How long the simulator looks for new seeds, seconds
+    #[arg(long, default_value_t = 0)]
+    sim_seconds: u64,
+    /// Seeds that have to be done, however long it takes
+    #[arg(long, default_value_t = 2000)]
+    sim_seeds_min: u64,
+}
+
+/// Far above what a layer takes on two cores: only what hangs gets there.
+const LIMIT: Duration = Duration::from_secs(25 * 60);
+/// Seeds of one call of the simulator.
+const SEEDS_AT_ONCE: u64 = 500;
+/// How the simulator begins the line of a seed that `regressions.txt` lists as open.
+const OPEN_SEED: &str = "KNOWN AND OPEN";
+const SEEDS_FAST: u64 = 50;
+
+struct Run {
+    logs: PathBuf,
+    /// Tests write here what they skip; see `tests/src/tools.rs`.
+    skips: PathBuf,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+}
+
+pub fn main(args: Args) -> Result<()> {
+    let start = Instant::now();
+    install(&args)?;
+    let logs = workspace::target().join("xtask-logs");
+    let mut run = Run { skips: logs.join("skipped"), logs, failed: Vec::new(), skipped: Vec::new() };
+    fs::create_dir_all(&run.logs)?;
+    let _ = fs::remove_file(&run.skips);
+
+    run.cargo("format", &["fmt", "--all", "--check"]);
+    run.cargo("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    run.cargo(
+        "unit tests",
+        &["test", "--workspace", "--exclude", "e2e", "--exclude", "sim", "--no-fail-fast", "--", "--show-output"],
+    );
+    let (seconds, seeds) = if args.fast { (0, SEEDS_FAST) } else { (args.sim_seconds, args.sim_seeds_min) };
+    run.layer("simulator", |log| simulate(log, Duration::from_secs(seconds), seeds));
+    if args.fast {
+        run.skip("end-to-end tests and virtual machines: --fast");
+    } else {
+        run.end_to_end();
+        run.virtual_machines(args.skip_vm);
+    }
+    run.summary(start.elapsed())
+}
+
+fn install(args: &Args) -> Result<()> {
+    packages::ensure_rust_components()?;
+    packages::ensure_libclang()?;
+    if args.fast {
+        return Ok(());
+    }
+    packages::ensure(packages::END_TO_END)
+}
+
+impl Run {
+    fn log(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{}.log", name.replace(' ', "-")))
+    }
+
+    fn layer(&mut self, name: &str, work: impl FnOnce(&Path) -> Result<String>) {
+        println!("== {name}");
+        let (start, log) = (Instant::now(), self.log(name));
+        let result = work(&log);
+        let seconds = start.elapsed().as_secs_f32();
+        match result {
+            Ok(detail) => println!("   ok, {seconds:.0} s{detail}"),
+            Err(error) => {
+                println!("   FAILED, {seconds:.0} s: {error:#}\n   all of it: {}", log.display());
+                self.failed.push(format!("{name}: {}", log.display()));
+            }
+        }
+        self.collect_skips(name, &log);
+    }
+
+    fn cargo(&mut self, name: &str, arguments: &[&str]) {
+        let skips = self.skips.clone();
+        self.layer(name, |log| {
+            let mut cargo = workspace::cargo();
+            cargo.args(arguments).env("REPLICAD_TEST_SKIPS", skips);
+            workspace::run_logged(&mut cargo, log, LIMIT)?;
+            Ok(counted(log))
+        });
+    }
+
+    fn end_to_end(&mut self) {
+        let name = "end-to-end tests";
+        let skips = self.skips.clone();
+        self.layer(name, |log| {
+            // The daemons under test, the demo, and nothing else. Built by the layers before, for the most part.
+            let build = ["build", "--quiet", "-p", "replicad", "-p", "ctl", "-p", "xtask"];
+            workspace::run_logged(workspace::cargo().args(build), log, LIMIT)?;
+            let mut cargo = workspace::cargo();
+            cargo.args(["test", "-p", "e2e", "--no-fail-fast", "--", "--test-threads=4"]);
+            cargo.env("REPLICAD_TEST_SKIPS", skips).env("REPLICAD_BIN_DIR", workspace::target().join("debug"));
+            workspace::run_logged(&mut cargo, log, LIMIT)?;
+            Ok(counted(log))
+        });
+        let told = fs::read_to_string(&self.skips).unwrap_or_default();
+        told.lines().for_each(|line| self.skip(line));
+    }
+
+    /// Each on all kernels, as a program of its own so that its output is kept.
+    fn virtual_machines(&mut self, skip: bool) {
+        if skip {
+            return self.skip("virtual machines: --skip-vm");
+        }
+        if std::env::consts::ARCH != "x86_64" {
+            return self.skip("virtual machines: they are x86_64 only");
+        }
+        for test in crate::vm_tests() {
+            self.layer(&format!("vm {test}"), |log| {
+                // Not our own path: the layers before rebuilt the workspace, and with it this program's file.
+                let mut xtask = workspace::cargo();
+                let command = ["run", "--quiet", "-p", "xtask", "--", "vm", &test];
+                workspace::run_logged(xtask.args(command), log, LIMIT)?;
+                Ok(String::new())
+            });
+        }
+    }
+
+    /// Lines in which a test says that it did not run.
+    fn collect_skips(&mut self, name: &str, log: &Path) {
+        let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        for line in text.lines().filter(|line| line.contains("SKIPPED") || line.contains(OPEN_SEED)) {
+            self.skip(&format!("{name}: {}", line.trim()));
+        }
+    }
+
+    fn skip(&mut self, what: &str) {
+        if !self.skipped.iter().any(|known| known == what) {
+            self.skipped.push(what.to_string());
+        }
+    }
+
+    fn summary(self, took: Duration) -> Result<()> {
+        println!("== {} min {:02} s", took.as_secs() / 60, took.as_secs() % 60);
+        self.skipped.iter().for_each(|what| println!("   SKIPPED, not tested: {what}"));
+        if self.failed.is_empty() {
+            println!("   all that ran is good");
+            return Ok(());
+        }
+        self.failed.iter().for_each(|what| println!("   FAILED: {what}"));
+        bail!("{} of the layers failed", self.failed.len());
+    }
+}
+
+/// `, 123 tests`, from what the test programs print at their ends.
+fn counted(log: &Path) -> String {
+    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let passed =
+        text.lines().filter_map(|line| line.strip_prefix("test result: ok. ")?.split(' ').next()?.parse::<u64>().ok());
+    match passed.sum::<u64>() {
+        0 => String::new(),
+        passed => format!(", {passed} tests"),
+    }
+}
+
+/// Fresh seeds in each run would make a failure come and go: the seeds are the same until the budget lets more in.
+fn simulate(log: &Path, budget: Duration, seeds_min: u64) -> Result<String> {
+    let build = ["build", "--release", "--quiet", "-p", "sim"];
+    workspace::run_logged(workspace::cargo().args(build), log, LIMIT)?;
+    // Its own tests replay seeds: built for speed, not with the other unit tests.
+    workspace::run_logged(workspace::cargo().args(["test", "--release", "--quiet", "-p", "sim"]), log, LIMIT)?;
+    let (start, mut done, mut open) = (Instant::now(), 0, String::new());
+    while done < seeds_min || start.elapsed() < budget {
+        let count = seeds_min.clamp(1, SEEDS_AT_ONCE);
+        let mut sim = Command::new(workspace::target().join("release/sim"));
+        sim.args(["--seeds", &count.to_string(), "--from", &done.to_string()]);
+        workspace::run_logged(&mut sim, log, LIMIT)?;
+        // The next run overwrites the log: what is known and open must reach the summary.
+        let printed = fs::read_to_string(log)?;
+        printed.lines().filter(|line| line.contains(OPEN_SEED)).for_each(|line| open += &format!("{line}\n"));
+        done += count;
+    }
+    fs::write(log, open)?;
+    Ok(format!(", {done} seeds"))
+}
+
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct SimArgs {
+    /// Passed on to the simulator: --seeds N [--from S], --seed S [--trace]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// `xtask sim`: the simulator, built for speed.
+pub fn sim(args: SimArgs) -> Result<()> {
+    let status =
+        workspace::cargo().args(["run", "--release", "--quiet", "-p", "sim", "--"]).args(args.arguments).status()?;
+    if status.success() { Ok(()) } else { bail!("the simulator ended with {status}") }
+}
