@@ -12,7 +12,7 @@ use crate::api::Event;
 use crate::connect::{End, Phase, name_of};
 use crate::handshake::Strategy;
 use crate::request::LegState;
-use crate::resync::ServedKind;
+use crate::serve::ServedKind;
 
 impl Engine {
     pub(crate) fn dispatch(

@@ -6,9 +6,10 @@
 //! How the rooms hang together: `request` takes the application's I/O in and lets it go, `replica` does the same for
 //! writes of a peer, both go through one volume's door (`volume`, `door`), activity log (`activity`) and ranges
 //! (`ranges`). `meta` writes metadata in order. `connect` sets a connection up, `handshake` decides who is source,
-//! `exchange` moves bitmaps, `resync` moves blocks. `twophase` changes what concerns several nodes. `generation`
-//! keeps the identifiers, `state` the states and what follows from a change. Inputs set flags and call one room;
-//! `settle` then runs what became possible, until nothing does: no room calls another one in circles.
+//! `exchange` moves bitmaps, `resync` fetches blocks and `serve` gives them away. `twophase` changes what concerns
+//! several nodes. `generation` keeps the identifiers, `state` the states and what follows from a change. Inputs set
+//! flags and call one room; `settle` then runs what became possible, until nothing does: no room calls another one in
+//! circles.
 #![no_std]
 
 extern crate alloc;
@@ -32,6 +33,7 @@ mod replica;
 mod request;
 mod resync;
 mod role;
+mod serve;
 mod slab;
 mod state;
 mod status;
@@ -51,8 +53,9 @@ pub use api::*;
 use peer::Peer;
 use replica::PeerWrite;
 use request::{Flush, Read, Write};
-use resync::{ResyncRequest, Served};
+use resync::ResyncRequest;
 use role::RoleChange;
+use serve::Served;
 use slab::{Key, Slab};
 use state::Deferred;
 use twophase::TwoPhase;

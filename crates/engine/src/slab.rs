@@ -65,6 +65,10 @@ impl<T> Slab<T> {
             Some(((u64::from(e.generation) << 32) | i as u64, value))
         })
     }
+
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut().filter_map(|e| e.value.as_mut())
+    }
 }
 
 #[cfg(test)]

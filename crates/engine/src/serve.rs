@@ -1,0 +1,231 @@
+//! The side that gives blocks away: resync blocks to a target, and reads to a peer without good data of its own.
+//!
+//! Rules: RS-3 a bit goes when the target says that its block is on stable storage, unless it was set again since the
+//! block was read. RS-4 a block is read only while no local write to it is in flight, and overlapping writes are held
+//! back until the answer is queued: so the answer never carries less than what went before it on the stream.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use types::{ByteRange, DiskState, IoError, NodeId, NodeSet, PayloadId, ReplicationState, VolumeNumber};
+use wire::Message;
+use wire::message::{BlockRequest, Dagtag, DataFlags, DataHead};
+
+use crate::api::{DiskOp, Event};
+use crate::progress::Marks;
+use crate::request::RangeOwner;
+use crate::resync::REQUEST_BYTES_MAX;
+use crate::slab::Key;
+use crate::volume::WIRE_BLOCK_BYTES;
+use crate::{Engine, IoKind};
+
+/// Reads of one peer that are not answered, or answered and not acknowledged. More is a peer gone wild.
+const SERVED_MAX: usize = 16384;
+
+/// A read that we serve to a peer.
+pub(crate) struct Served {
+    pub peer: NodeId,
+    pub volume: VolumeNumber,
+    pub range: ByteRange,
+    pub block_id: u64,
+    pub kind: ServedKind,
+    reading: bool,
+    /// Bits were set for it since it was asked for: the acknowledgement does not disprove them.
+    superseded: bool,
+    orphan: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ServedKind {
+    Resync,
+    /// A read of the application on the other side.
+    Read,
+    /// Answered; the target's acknowledgement is due.
+    Answered,
+}
+
+impl Engine {
+    pub(crate) fn begin_source(&mut self, peer: NodeId, number: VolumeNumber, reason: &'static str) {
+        let now = self.now;
+        let bits = self.volume(number).bits_towards(peer);
+        self.device_mut(peer, number).source_since = Some((now, bits));
+        self.device_mut(peer, number).marks = Some(Marks::new(now, bits, WIRE_BLOCK_BYTES));
+        self.set_peer_disk(peer, number, DiskState::Inconsistent, "sync target");
+        self.set_replication(peer, number, ReplicationState::SyncSource, reason);
+        self.send_state(peer, number);
+        self.update_pause(peer, number);
+        self.event(Event::ResyncStarted { peer, volume: number, source: true, bits });
+    }
+
+    pub(crate) fn serve(&mut self, peer: NodeId, number: VolumeNumber, request: BlockRequest, kind: ServedKind) {
+        let volume = self.volume(number);
+        let range = request.range;
+        let valid = !range.is_empty() && range.len() <= REQUEST_BYTES_MAX && range.is_within(volume.exposed_bytes);
+        if !valid {
+            return self.protocol_error(peer, "a read beyond the volume or larger than 1 MiB");
+        }
+        let enough = match kind {
+            ServedKind::Read => volume.disk == DiskState::UpToDate,
+            _ => volume.disk >= DiskState::Outdated,
+        };
+        if !enough || volume.backing.is_none() {
+            let message = if kind == ServedKind::Read { Message::NegDataReply } else { Message::NegRsDataReply };
+            return self.send_ack(peer, number, range, request.block_id, message);
+        }
+        let replication = self.peer(peer).volumes[&number].replication;
+        let ready = matches!(replication, ReplicationState::SyncSource | ReplicationState::PausedSyncS);
+        let behind = request.dagtag.is_some_and(|d| !self.has_reached(d));
+        if kind == ServedKind::Resync && (!ready || behind) {
+            return self.send_ack(peer, number, range, request.block_id, Message::RsCancel);
+        }
+        if self.served.iter().filter(|(_, s)| s.peer == peer).count() >= SERVED_MAX {
+            return self.protocol_error(peer, "more reads requested at once than any node asks for");
+        }
+        let key = self.served.insert(Served {
+            peer,
+            volume: number,
+            range,
+            block_id: request.block_id,
+            kind,
+            reading: false,
+            superseded: false,
+            orphan: false,
+        });
+        if self.take_range(number, RangeOwner::Serve(key), range) {
+            self.serve_range_granted(number, key);
+        }
+    }
+
+    /// The write that the request depends on is here. Our own stream is ordered by ranges.
+    fn has_reached(&self, dagtag: Dagtag) -> bool {
+        if dagtag.tag == 0 || dagtag.node == u32::from(self.me.get()) {
+            return true;
+        }
+        let node = u8::try_from(dagtag.node).ok().and_then(NodeId::new);
+        node.and_then(|n| self.peers.get(&n)).is_some_and(|p| p.dagtag_received >= dagtag.tag)
+    }
+
+    pub(crate) fn serve_range_granted(&mut self, number: VolumeNumber, key: Key) {
+        let Some(served) = self.served.get_mut(key) else { return };
+        let range = served.range;
+        let usable = self.volumes[&number].is_writable();
+        if served.orphan || !usable {
+            return self.serve_failed(key);
+        }
+        served.reading = true;
+        self.disk(number, IoKind::Serve { key }, DiskOp::Read { range });
+    }
+
+    fn serve_failed(&mut self, key: Key) {
+        let served = self.served.remove(key).expect("the caller holds it");
+        self.give_range_back(served.volume, RangeOwner::Serve(key));
+        if !served.orphan {
+            let message = if served.kind == ServedKind::Read { Message::NegDataReply } else { Message::NegRsDataReply };
+            self.send_ack(served.peer, served.volume, served.range, served.block_id, message);
+        }
+    }
+
+    pub(crate) fn serve_done(&mut self, key: Key, result: Result<(), IoError>, payload: Option<PayloadId>) {
+        let served = self.served.get_mut(key).expect("it stays while its read is on its way");
+        served.reading = false;
+        let (peer, number, range, block_id) = (served.peer, served.volume, served.range, served.block_id);
+        let (kind, orphan) = (served.kind, served.orphan);
+        if orphan || result.is_err() {
+            self.release(payload);
+            self.serve_failed(key);
+            if result.is_err() {
+                self.local_io_failed(number, "read for a peer failed");
+            }
+            return;
+        }
+        let head = DataHead { range, block_id, seq: 0, flags: DataFlags(0) };
+        self.device_mut(peer, number).sent_bytes += range.len();
+        if kind == ServedKind::Read {
+            self.served.remove(key);
+            self.send_data(peer, Some(number), Message::DataReply(head), payload);
+        } else {
+            self.served.get_mut(key).expect("looked at it just now").kind = ServedKind::Answered;
+            self.send_data(peer, Some(number), Message::RsDataReply(head), payload);
+        }
+        self.release(payload);
+        self.give_range_back(number, RangeOwner::Serve(key));
+    }
+
+    /// The target has a block on stable storage, or could not write it.
+    pub(crate) fn resync_acked(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        range: ByteRange,
+        block_id: u64,
+        ok: bool,
+    ) {
+        let now = self.now;
+        let found = self.served.iter().find(|(_, s)| {
+            s.peer == peer
+                && s.volume == number
+                && s.block_id == block_id
+                && s.range == range
+                && s.kind == ServedKind::Answered
+        });
+        let Some(key) = found.map(|(key, _)| key) else {
+            return self.protocol_error(peer, "RS_WRITE_ACK for a block that was not asked for");
+        };
+        let served = self.served.remove(key).expect("found just now");
+        if ok && !served.superseded {
+            self.volume_mut(number).mark_in_sync(peer, range);
+        }
+        let left = self.volume(number).bits_towards(peer);
+        if let Some(marks) = &mut self.device_mut(peer, number).marks {
+            marks.update(now, left);
+        }
+    }
+
+    /// Bits for `range` were set towards all but `keep`: acknowledgements of blocks read before do not disprove them.
+    pub(crate) fn supersede_served(&mut self, number: VolumeNumber, keep: NodeSet, range: ByteRange) {
+        for served in self.served.values_mut() {
+            served.superseded |= served.volume == number && !keep.contains(served.peer) && served.range.overlaps(range);
+        }
+    }
+
+    /// The target says that it is done (its state is Established). Rule GE-4.
+    pub(crate) fn target_finished(&mut self, peer: NodeId, number: VolumeNumber, disk: DiskState) {
+        let now = self.now;
+        let bits = self.volume(number).bits_towards(peer);
+        if disk == DiskState::UpToDate && bits > 0 {
+            let text = alloc::format!(
+                "node {peer} ended the resync of volume {number} while {bits} blocks are out of sync here"
+            );
+            return self.protocol_error(peer, &text);
+        }
+        self.device_mut(peer, number).marks = None;
+        let since = self.device_mut(peer, number).source_since.take();
+        self.set_replication(peer, number, ReplicationState::Established, "resync finished");
+        if disk == DiskState::UpToDate {
+            self.settle_crash(number);
+        }
+        let took = since.map_or(Duration::ZERO, |(at, _)| now.since(at));
+        self.event(Event::ResyncFinished { peer, volume: number, source: true, took, failed_blocks: bits });
+        if let Some(backing) = &mut self.volume_mut(number).backing {
+            backing.writer.want_bitmap();
+        }
+        self.send_state(peer, number);
+    }
+
+    pub(crate) fn served_lost(&mut self, peer: NodeId) {
+        let keys: Vec<Key> = self.served.iter().filter(|(_, s)| s.peer == peer).map(|(key, _)| key).collect();
+        for key in keys {
+            let served = self.served.get_mut(key).expect("listed above");
+            served.orphan = true;
+            if served.reading {
+                continue;
+            }
+            let answered = served.kind == ServedKind::Answered;
+            let number = served.volume;
+            self.served.remove(key);
+            if !answered {
+                self.give_range_back(number, RangeOwner::Serve(key));
+            }
+        }
+    }
+}
