@@ -124,11 +124,7 @@ fn two_nodes_of_three_go_on_while_the_third_is_away() {
     if !tools::ready("two_nodes_of_three_go_on_while_the_third_is_away", &["ip"]) {
         return;
     }
-    let mut cluster = Setup { nodes: 3, ..Setup::default() }.up();
-    cluster.nodes.iter().for_each(|node| drop(node.done("wait-connect r0 --timeout 120")));
-    cluster.alice().done("promote r0 --force");
-    // As the Primary sees it: the Secondaries' bits towards each other are not looked at.
-    cluster.alice().wait_settled();
+    let mut cluster = Setup { nodes: 3, ..Setup::default() }.start();
     cluster.nodes[2].kill();
     let mut client = cluster.alice().client();
     client.write(0, &pattern(1 << 20, 3)).unwrap();
@@ -137,8 +133,7 @@ fn two_nodes_of_three_go_on_while_the_third_is_away() {
     let third = &mut cluster.nodes[2];
     third.start();
     third.done("up r0");
-    cluster.alice().wait_settled();
-    assert_eq!(cluster.copies_differ_at(), None);
+    cluster.assert_equal_copies();
     assert!(cluster.data(2) == cluster.data(0), "the third copy differs");
 }
 

@@ -137,7 +137,8 @@ impl Engine {
             Message::RsCancel(ack) | Message::RsCancelAhead(ack) => {
                 self.resync_refused(peer, number, ack.block_id, false)
             }
-            Message::PeersInSync { .. } | Message::OvResult { .. } => {}
+            Message::PeersInSync { range, nodes } => self.peers_in_sync(peer, number, range, NodeSet::from_wire(nodes)),
+            Message::OvResult { .. } => {}
             other => {
                 let text = format!("unexpected {} for volume {number}", name_of(&other));
                 self.protocol_error(peer, &text)
@@ -239,6 +240,10 @@ impl Engine {
         let behind = mine == DiskState::Inconsistent && disk == DiskState::UpToDate && theirs == R::Established;
         let outdated = mine == DiskState::Outdated && disk == DiskState::UpToDate && theirs == R::Established;
         if !called && !attaching && !behind && !outdated {
+            return;
+        }
+        // Rule RS-9: what comes from another node may make this comparison needless.
+        if !called && self.sync_source_of(number).is_some() {
             return;
         }
         let decision = self.decide(peer, number, false);

@@ -91,14 +91,13 @@ impl Engine {
         let Some(backing) = &mut self.volume_mut(number).backing else { return };
         let Some(slot) = backing.superblock.peers[peer.index()].slot else { return };
         match bits {
-            BitmapUse::Own => {}
+            // DRBD drops a target's bits where the source copies a column. They may know of blocks that this one does
+            // not (rule RS-1).
+            BitmapUse::Own | BitmapUse::Clear => {}
             BitmapUse::SetAll => backing.set_all_towards(peer),
-            BitmapUse::Clear => {
-                backing.bitmap.clear_all(slot);
-            }
             BitmapUse::CopyFrom(node) => match backing.superblock.peers[node.index()].slot {
                 Some(from) => {
-                    backing.bitmap.copy_slot(from, slot);
+                    backing.bitmap.merge_slot(from, slot);
                     backing.writer.want_bitmap();
                 }
                 None => backing.set_all_towards(peer),
@@ -124,6 +123,7 @@ impl Engine {
         self.set_replication(peer, number, ReplicationState::Established, reason);
         if equal {
             self.settle_crash(number);
+            self.start_sweep(number);
         }
     }
 
@@ -204,19 +204,20 @@ impl Engine {
         }
     }
 
-    /// Writes that are on their way to our disk and were never sent to this peer: their bits come at retirement, too
-    /// late for the bitmap that goes out now.
+    /// Writes that are on their way to our disk and were never sent to this peer: their bits would come at retirement,
+    /// too late for the bitmap that goes out now. The resync reads their blocks after them (rule RS-4), so retirement
+    /// need not set these bits again.
     fn mark_unsent_writes(&mut self, peer: NodeId, number: VolumeNumber) {
         let link = self.peer(peer).link_id();
-        let unsent: Vec<types::ByteRange> = self
-            .transfer_log
-            .iter()
-            .filter_map(|key| self.writes.get(*key))
-            .filter(|w| w.volume == number && !w.legs.iter().any(|l| l.peer == peer && Some(l.link) == link))
-            .map(|w| w.range)
-            .collect();
-        for range in unsent {
-            self.volume_mut(number).mark_out_of_sync(peer, range);
+        for index in 0..self.transfer_log.len() {
+            let write =
+                self.writes.get_mut(self.transfer_log[index]).expect("the transfer log names writes that exist");
+            let sent = write.legs.iter().any(|l| l.peer == peer && Some(l.link) == link);
+            if write.volume == number && !sent {
+                write.marked = write.marked.with(peer);
+                let range = write.range;
+                self.volume_mut(number).mark_out_of_sync(peer, range);
+            }
         }
     }
 

@@ -255,22 +255,25 @@ impl Engine {
         if theirs.flags & uuid_flag::NEW_DATAGEN != 0 {
             return self.follow_generation(peer, number, theirs.current, NodeSet::from_wire(theirs.node_mask));
         }
-        self.notice_finished_resync(peer, number, &theirs);
+        self.drop_spent_generation(peer, number);
     }
 
-    /// Rule GE-4: the source learns from the target's announcement that the resync is over. The bits are dropped only
-    /// if none is left: a bit that is still set has no proof against it.
-    fn notice_finished_resync(&mut self, peer: NodeId, number: VolumeNumber, theirs: &Uuids) {
-        let me = self.me;
-        let device = &self.peer(peer).volumes[&number];
-        let target = device.is_target() || device.exchange.is_some();
-        let Some(backing) = &mut self.volume_mut(number).backing else { return };
-        let equal = backing.superblock.current_uuid.same(theirs.current);
-        let in_sync_with_me = theirs.bitmap_of(me).is_some_and(|u| u.is_zero());
-        let open = !backing.bitmap_uuid(peer).is_zero();
-        if equal && in_sync_with_me && open && !target && backing.bits_towards(peer) == 0 {
+    /// Rule GE-4: equal generations, no resync between the two and no bit left: the slot's generation has nothing to
+    /// count any more. A source learns from its target's announcement that the resync is over; fellow targets, from the
+    /// announcement or from the last bit that goes. A bit that is still set has no proof against it.
+    pub(crate) fn drop_spent_generation(&mut self, peer: NodeId, number: VolumeNumber) {
+        let Some(device) = self.peers.get(&peer).and_then(|p| p.volumes.get(&number)) else { return };
+        let Some(theirs) = &device.uuids else { return };
+        let fetching = device.is_target() || device.exchange.is_some();
+        let settled = !fetching && theirs.flags & (uuid_flag::SYNC_TARGET | uuid_flag::INCONSISTENT) == 0;
+        let current = theirs.current;
+        let volume = self.volume_mut(number);
+        let good = volume.disk >= DiskState::Outdated;
+        let Some(backing) = volume.backing.as_mut().filter(|_| settled && good) else { return };
+        let equal = backing.superblock.current_uuid.same(current);
+        if equal && !backing.bitmap_uuid(peer).is_zero() && backing.bits_towards(peer) == 0 {
             backing.clear_all_towards(peer);
-            self.volume_mut(number).pump = true;
+            volume.pump = true;
         }
     }
 

@@ -6,7 +6,7 @@
 //! How the rooms hang together: `request` takes the application's I/O in and lets it go, `replica` does the same for
 //! writes of a peer, both go through one volume's door (`volume`, `door`), activity log (`activity`) and ranges
 //! (`ranges`). `meta` writes metadata in order. `connect` sets a connection up, `handshake` decides who is source,
-//! `exchange` moves bitmaps, `resync` fetches blocks and `serve` gives them away. `twophase` changes what concerns
+//! `exchange` moves bitmaps, `resync` fetches blocks and `serve` gives them away, `in_sync` tells third nodes. `twophase` changes what concerns
 //! several nodes. `generation` keeps the identifiers, `state` the states and what follows from a change. Inputs set
 //! flags and call one room; `settle` then runs what became possible, until nothing does: no room calls another one in
 //! circles.
@@ -24,6 +24,7 @@ pub mod epoch;
 mod exchange;
 mod generation;
 pub mod handshake;
+mod in_sync;
 mod meta;
 pub mod pacing;
 mod peer;

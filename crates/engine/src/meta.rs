@@ -31,6 +31,8 @@ pub(crate) struct MetaWriter {
     ring_wanted: bool,
     /// Bits changed that something else covers for now (a hot extent, the peer's own bits).
     stale: bool,
+    /// Nothing covers bits that were set: the next superblock makes them durable, so it goes behind their pages.
+    pages_first: bool,
 }
 
 enum Step {
@@ -52,7 +54,7 @@ enum Step {
 impl MetaWriter {
     /// Of a disk that was just attached: all changed pages and an initialised ring come first.
     pub fn new() -> MetaWriter {
-        MetaWriter { step: Step::Idle, bitmap_wanted: true, ring_wanted: true, stale: false }
+        MetaWriter { step: Step::Idle, bitmap_wanted: true, ring_wanted: true, stale: false, pages_first: false }
     }
     /// Changed pages go to disk as soon as nothing more urgent does.
     pub fn want_bitmap(&mut self) {
@@ -62,6 +64,10 @@ impl MetaWriter {
     /// Changed pages may wait a little, to go together.
     pub fn want_bitmap_soon(&mut self) {
         self.stale = true;
+    }
+    /// Changed pages are durable when the superblock as it is now is. The caller touches the superblock.
+    pub fn want_pages_first(&mut self) {
+        self.pages_first = true;
     }
     pub fn is_stale(&self) -> bool {
         self.stale && !self.bitmap_wanted
@@ -152,6 +158,12 @@ impl Backing {
             let drops_log = !self.superblock.flags.contains(DeviceFlags::PRIMARY_INDICATOR);
             if drops_log && self.bitmap.dirty_pages(Dirty::Must).next().is_some() {
                 return self.pages_step();
+            }
+            if self.writer.pages_first {
+                if let Some(step) = self.pages_step() {
+                    return Some(step);
+                }
+                self.writer.pages_first = false;
             }
             let block = MetaBlock { offset: self.layout.superblock, bytes: Box::new(self.superblock.encode()) };
             let op = DiskOp::MetaWrite { blocks: vec![block], preflush: true, fua: true };

@@ -112,6 +112,8 @@ pub(crate) struct Write {
     pub submitted: Time,
     /// References on the activity log are held.
     pub in_log: bool,
+    /// Not sent to these nodes, but marked in the bitmap that opened their resync: it carries the blocks there.
+    pub marked: NodeSet,
 }
 
 pub(crate) struct Read {
@@ -196,6 +198,7 @@ impl Engine {
             epoch: 0,
             submitted: self.now,
             in_log: false,
+            marked: NodeSet::EMPTY,
         });
         self.volume_mut(number).writes_open += 1;
         if self.take_range(number, RangeOwner::Application(key), parked.range) {
@@ -515,14 +518,12 @@ impl Engine {
             }
         }
         let local_ok = write.local == Local::Ok;
-        let keep = if local_ok || write.local == Local::None { stable } else { NodeSet::EMPTY };
+        let keep = if local_ok || write.local == Local::None { stable.union(write.marked) } else { NodeSet::EMPTY };
         self.mark_all_but(number, keep, write.range);
-        let volume = self.volume_mut(number);
-        if volume.backing.is_some() {
-            for leg in &write.legs {
-                if local_ok && leg.state == LegState::Stable && leg.may_set_in_sync && leg.in_sync {
-                    volume.mark_in_sync(leg.peer, write.range);
-                }
+        for leg in &write.legs {
+            let in_sync = local_ok && leg.state == LegState::Stable && leg.may_set_in_sync && leg.in_sync;
+            if in_sync {
+                self.volume_mut(number).mark_in_sync(leg.peer, write.range);
             }
         }
         for leg in &write.legs {

@@ -10,13 +10,15 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use types::{
-    ByteRange, DiskState, IoError, NodeId, NodeSet, PayloadId, ReplicationState, Role, Time, Uuid, VolumeNumber,
+    ByteRange, ConnectionState, DiskState, IoError, NodeId, NodeSet, PayloadId, ReplicationState, Role, Time, Uuid,
+    VolumeNumber,
 };
 use wire::Message;
 use wire::message::{BlockRequest, Dagtag, DataHead};
 use wire::version::feature;
 
 use crate::api::{CommandId, DiskOp, Event, Refusal};
+use crate::connect::End;
 use crate::progress::Marks;
 use crate::request::RangeOwner;
 use crate::slab::Key;
@@ -110,7 +112,7 @@ impl Engine {
                 record.bitmap_uuid = current;
             }
         }
-        backing.touch();
+        backing.mark_what_comes_from(peer);
         let bits = backing.bits_towards(peer);
         let resync = Resync {
             phase: ResyncPhase::Starting,
@@ -151,19 +153,30 @@ impl Engine {
     pub(crate) fn update_pause(&mut self, peer: NodeId, number: VolumeNumber) {
         use ReplicationState as R;
         let source_is_bad = self.volume(number).disk <= DiskState::Inconsistent;
+        let waits = self.waits_for_another_source(peer, number);
         let device = &self.peer(peer).volumes[&number];
         let paused = device.paused_by_user || device.paused_by_peer;
         let to = match device.replication {
             R::SyncSource | R::PausedSyncS if paused || source_is_bad => R::PausedSyncS,
             R::SyncSource | R::PausedSyncS => R::SyncSource,
-            R::SyncTarget | R::PausedSyncT if paused => R::PausedSyncT,
+            R::SyncTarget | R::PausedSyncT if paused || waits => R::PausedSyncT,
             R::SyncTarget | R::PausedSyncT => R::SyncTarget,
             _ => return,
         };
         if to != device.replication {
-            self.set_replication(peer, number, to, if paused { "paused" } else { "resumed" });
+            let held = matches!(to, R::PausedSyncS | R::PausedSyncT);
+            self.set_replication(peer, number, to, if held { "paused" } else { "resumed" });
             self.send_state(peer, number);
         }
+    }
+
+    /// Rule RS-9: blocks come from one node at a time.
+    pub(crate) fn waits_for_another_source(&self, peer: NodeId, number: VolumeNumber) -> bool {
+        self.peer(peer).volumes[&number].is_target()
+            && self
+                .peers
+                .values()
+                .any(|p| p.id != peer && p.volumes[&number].replication == ReplicationState::SyncTarget)
     }
 
     pub(crate) fn pause_sync(&mut self, id: CommandId, number: VolumeNumber, peer: NodeId, pause: bool) {
@@ -189,6 +202,7 @@ impl Engine {
 
     pub(crate) fn pump_resync(&mut self, number: VolumeNumber) {
         for peer in self.peer_ids() {
+            self.update_pause(peer, number);
             if self.peer(peer).volumes[&number].replication == ReplicationState::SyncTarget {
                 self.make_requests(peer, number);
             }
@@ -350,15 +364,25 @@ impl Engine {
     fn write_resync_block(&mut self, number: VolumeNumber, key: Key) {
         let writable = self.volume(number).is_writable();
         let Some(request) = self.resync_requests.get_mut(key) else { return };
-        let (range, payload, peer) = (request.range, request.payload.take(), request.peer);
+        let (range, peer) = (request.range, request.peer);
         if request.orphan || !writable {
+            let payload = request.payload.take();
             self.release(payload);
             return self.end_request(key, false);
         }
+        // Third nodes and slots without an owner do not get this block (rule BM-1). Their bits were set when the resync
+        // began, but not for what the source has reported since.
+        if self.mark_all_but(number, NodeSet::only(peer), range) > 0 {
+            let volume = self.volume_mut(number);
+            volume.resync_ready.push_front(key);
+            let backing = volume.backing.as_mut().expect("a writable volume has its disk");
+            backing.writer.want_pages_first();
+            backing.touch();
+            return;
+        }
+        let request = self.resync_requests.get_mut(key).expect("looked at it just now");
         request.writing = true;
-        // Third nodes and slots without an owner do not get this block (rule BM-1).
-        self.mark_all_but(number, NodeSet::only(peer), range);
-        let payload = payload.expect("a block that is written has arrived");
+        let payload = request.payload.take().expect("a block that is written has arrived");
         self.disk(number, IoKind::ResyncWrite { peer, key }, DiskOp::Write { range, payload, fua: false });
         self.release(Some(payload));
     }
@@ -496,11 +520,11 @@ impl Engine {
     }
 
     /// Bits for `range` in every slot but those of `keep`, also for blocks of a resync that are on their way.
-    pub(crate) fn mark_all_but(&mut self, number: VolumeNumber, keep: NodeSet, range: ByteRange) {
-        if let Some(backing) = &mut self.volume_mut(number).backing {
-            backing.mark_all_but(keep, range);
-        }
+    /// Returns how many were newly set.
+    pub(crate) fn mark_all_but(&mut self, number: VolumeNumber, keep: NodeSet, range: ByteRange) -> u64 {
+        let newly = self.volume_mut(number).backing.as_mut().map_or(0, |backing| backing.mark_all_but(keep, range));
         self.supersede_blocks(number, keep, range);
+        newly
     }
 
     /// Rule RS-3: the acknowledgement of a block proves nothing against bits that were set after it was read.
@@ -617,7 +641,10 @@ impl Engine {
                 backing.clear_all_towards(node);
             }
         }
-        backing.superblock.current_uuid = source_current.with_primary_bit(role == Role::Primary);
+        let fresh = source_current.with_primary_bit(role == Role::Primary);
+        let old = core::mem::replace(&mut backing.superblock.current_uuid, fresh);
+        // DRBD forgets it here. Whoever still has it would be a stranger (invariant U5).
+        backing.superblock.push_history(old);
         backing.touch();
         self.when_durable(number, Deferred::ResyncFinished { peer });
     }
@@ -637,6 +664,7 @@ impl Engine {
         self.event(Event::Disk { volume: number, from, to: disk, reason: "resync finished" });
         self.set_replication(peer, number, ReplicationState::Established, "resync finished");
         self.refresh_flags(number);
+        self.leave_other_sources(number);
         for other in self.peers_to_tell() {
             self.send_uuids(other, number, 0, None);
             self.send_state(other, number);
@@ -647,6 +675,19 @@ impl Engine {
             backing.writer.want_bitmap();
         }
         self.pump_all();
+    }
+
+    /// What another node was to give us was decided by what we had before: those connections compare again.
+    fn leave_other_sources(&mut self, number: VolumeNumber) {
+        use ReplicationState as R;
+        for peer in self.peer_ids() {
+            let fetching =
+                matches!(self.peer(peer).volumes[&number].replication, R::SyncTarget | R::PausedSyncT | R::WFBitMapT);
+            if fetching {
+                let text = "the data came from another node meanwhile";
+                self.end_connection(peer, End::Retry(Duration::ZERO), ConnectionState::Unconnected, text);
+            }
+        }
     }
 
     /// Some blocks could not be synced: the disk stays Inconsistent, the bits stay set.

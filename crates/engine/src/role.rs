@@ -203,6 +203,7 @@ impl Engine {
         }
         for number in self.volume_numbers() {
             self.generation_is_due(number, PROMOTED);
+            self.start_sweep(number);
             // A forced generation tells states too, behind its identifiers.
             if !(force && self.forced_generation(number)) {
                 self.tell_state(number);

@@ -210,6 +210,7 @@ impl Engine {
             backing.writer.want_bitmap();
         }
         self.send_state(peer, number);
+        self.start_sweep(number);
     }
 
     pub(crate) fn served_lost(&mut self, peer: NodeId) {

@@ -185,7 +185,8 @@ impl Engine {
             _ => ConnectionState::Connecting.to_wire(),
         };
         // A source whose own data is not good holds the resync, as DRBD says it.
-        let dependency = device.is_syncing() && !device.is_target() && volume.disk <= DiskState::Inconsistent;
+        let bad_source = device.is_syncing() && !device.is_target() && volume.disk <= DiskState::Inconsistent;
+        let dependency = bad_source || self.waits_for_another_source(peer, number);
         StateWord::default()
             .with_role(self.role)
             .with_peer_role(entry.role)

@@ -21,6 +21,7 @@ impl Engine {
         };
         for volume in self.volumes.values() {
             consider(volume.bitmap_due);
+            consider(volume.sweep.as_ref().map(|s| s.due));
         }
         for peer in self.peers.values() {
             consider(self.link_deadline(peer.id));
@@ -71,6 +72,7 @@ impl Engine {
         let now = self.now;
         self.twophase_timers();
         self.bitmap_timers();
+        self.sweep_timers();
         for peer in self.peer_ids() {
             if self.peer(peer).peer_ack.is_some_and(|p| p.since + self.config.peer_ack_delay <= now) {
                 self.send_peer_ack(peer);

@@ -17,6 +17,7 @@ use types::{
 use crate::activity::ActivityLog;
 use crate::api::{CommandId, VolumeConfig};
 use crate::attach::Detach;
+use crate::in_sync::Sweep;
 use crate::meta::MetaWriter;
 use crate::ranges::RangeSet;
 use crate::slab::Key;
@@ -74,6 +75,8 @@ pub(crate) struct Volume {
     pub pump: bool,
     /// When changed bitmap pages go to disk at the latest.
     pub bitmap_due: Option<Time>,
+    /// As Primary: third nodes are told what is equal (see `in_sync`).
+    pub sweep: Option<Sweep>,
     /// Writes of the application and of peers that are not forgotten yet.
     pub writes_open: u64,
     pub counters: Counters,
@@ -122,6 +125,7 @@ impl Volume {
             ios: 0,
             pump: false,
             bitmap_due: None,
+            sweep: None,
             writes_open: 0,
             counters: Counters::default(),
         }
@@ -196,8 +200,8 @@ impl Backing {
     }
 
     /// After a write is settled: a slot whose node is in `keep` is left alone, every other one, owned or not, gets
-    /// the bits. The set covers whole blocks, rounded outward.
-    pub fn mark_all_but(&mut self, keep: NodeSet, range: ByteRange) {
+    /// the bits. The set covers whole blocks, rounded outward. Returns how many bits were newly set.
+    pub fn mark_all_but(&mut self, keep: NodeSet, range: ByteRange) -> u64 {
         let blocks = range.blocks_touched(self.block_bytes());
         let mut keep_slots = 0u32;
         for node in keep.iter() {
@@ -214,6 +218,18 @@ impl Backing {
         if newly > 0 {
             self.writer.want_bitmap_soon();
         }
+        newly
+    }
+
+    /// What comes from `source` is missing everywhere else, also where nobody owns the slot: as far as it is known now,
+    /// those bits are durable with the superblock.
+    pub fn mark_what_comes_from(&mut self, source: NodeId) {
+        let Some(from) = self.superblock.peers[source.index()].slot else { return };
+        for slot in (0..self.superblock.max_peers).map(Slot).filter(|slot| *slot != from) {
+            self.bitmap.merge_slot(from, slot);
+            self.writer.want_pages_first();
+        }
+        self.touch();
     }
 
     /// Sets every bit towards `node`, crash-safe: the record says "full sync" until the bits are on disk.

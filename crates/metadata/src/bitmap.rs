@@ -172,16 +172,12 @@ impl Bitmap {
         newly
     }
 
-    /// `to` becomes equal to `from`: a new peer inherits a day-0 slot, or a freed slot becomes one again.
-    pub fn copy_slot(&mut self, from: Slot, to: Slot) {
-        let (source, target) = (self.slot_index(from), self.slot_index(to));
-        for w in 0..self.bits.div_ceil(32) {
-            let bits = self.word(self.word_index(from, w)) & self.valid32(w);
-            let index = self.word_index(to, w);
-            self.change_word(index, bits, Change::Set);
-            self.change_word(index, !bits & self.valid32(w), Change::Clear);
+    /// `to` gets the bits of `from` besides its own.
+    pub fn merge_slot(&mut self, from: Slot, to: Slot) {
+        for w in 0..self.bits.div_ceil(64) {
+            let bits = self.word64(from, w);
+            self.or_word64(to, w, bits);
         }
-        self.counts[target] = self.counts[source];
     }
 
     /// Changes the number of valid bits. Newly valid ones are **set** in every slot: nobody knows yet that they are
@@ -290,9 +286,6 @@ impl Bitmap {
         blocks.start.min(self.bits)..blocks.end.min(self.bits)
     }
     /// Mask of the valid bits of 32-bit word `w` of any slot.
-    fn valid32(&self, w: u64) -> u32 {
-        (self.valid64(w / 2) >> (w % 2 * 32)) as u32
-    }
     fn valid64(&self, index: u64) -> u64 {
         let before = index.saturating_mul(64);
         match self.bits.saturating_sub(before) {

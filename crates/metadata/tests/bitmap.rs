@@ -12,7 +12,7 @@ enum Op {
     SetAll(u8),
     ClearAll(u8),
     Or(u8, u64, u64),
-    Copy(u8, u8),
+    Merge(u8, u8),
     Resize(u64, bool),
     MarkWritten(u32),
     /// Write and read back: drops the dirty marks, keeps the bits.
@@ -28,7 +28,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => slot().prop_map(Op::SetAll),
         1 => slot().prop_map(Op::ClearAll),
         4 => (slot(), 0u64..90, any::<u64>()).prop_map(|(s, i, v)| Op::Or(s, i, v)),
-        2 => (slot(), slot()).prop_map(|(a, b)| Op::Copy(a, b)),
+        2 => (slot(), slot()).prop_map(|(a, b)| Op::Merge(a, b)),
         2 => (bit(), any::<bool>()).prop_map(|(n, clean)| Op::Resize(n, clean)),
         2 => (0u32..8).prop_map(Op::MarkWritten),
         1 => Just(Op::Reopen),
@@ -130,9 +130,10 @@ fn apply(bitmap: &mut Bitmap, model: &mut Model, disk: &mut Vec<u8>, op: Op) {
             let newly: u64 = set.map(|b| model.change(s % peers, b..b + 1, true)).sum();
             assert_eq!(bitmap.or_word64(Slot(s % peers), index, value), newly);
         }
-        Op::Copy(a, b) => {
-            bitmap.copy_slot(Slot(a % peers), Slot(b % peers));
-            model.slots[usize::from(b % peers)] = model.slots[usize::from(a % peers)].clone();
+        Op::Merge(a, b) => {
+            bitmap.merge_slot(Slot(a % peers), Slot(b % peers));
+            let from = model.slots[usize::from(a % peers)].clone();
+            model.slots[usize::from(b % peers)].iter_mut().zip(from).for_each(|(bit, more)| *bit |= more);
         }
         Op::Resize(bits, clean) => {
             if clean {
