@@ -13,7 +13,7 @@ use core::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 use types::{ConnectionState, DiskState, LinkId, NodeId, PayloadId, ReplicationState, Role, VolumeNumber};
-use wire::message::{ConnectionFeatures, ProtocolOptions, QueueLimits, Sizes, SyncParam, Uuids};
+use wire::message::{ConnectionFeatures, ProtocolOptions, QueueLimits, Sizes, SyncParam, Uuids, uuid_flag};
 use wire::{Message, Socket, auth, version};
 
 use crate::Engine;
@@ -23,6 +23,7 @@ use crate::generation::same_claims;
 use crate::handshake::{Decision, RetryReason, Rule, Strategy};
 use crate::peer::{Link, PeerDevice};
 use crate::twophase::Change;
+use crate::volume::Salvage;
 
 /// After a failed handshake. Source: docs/wire.md "Timers".
 const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -500,8 +501,11 @@ impl Engine {
         })
     }
 
-    /// The peer's states of all our volumes are in, and ours are out.
+    /// The peer's states of all our volumes are in, ours are out, and what we say of our data is safe (rule EP-5).
     pub(crate) fn has_heard_all(&self, peer: NodeId) -> bool {
+        if self.volumes.values().any(|v| v.salvage != Salvage::Nothing) {
+            return false;
+        }
         let entry = self.peer(peer);
         let sent = matches!(entry.link.as_ref().map(|l| &l.phase), Some(Phase::Exchange { sent: true }));
         sent && entry.volumes.values().all(|d| d.word.is_some())
@@ -573,21 +577,32 @@ impl Engine {
     }
 
     /// Rule GE-7: a Primary that read its data from a peer goes on only with that data. Another generation means that
-    /// somebody else was Primary meanwhile.
+    /// somebody else was Primary meanwhile; a peer that was restarted may have lost what was in its cache.
     fn check_shown_data(&self, peer: NodeId, number: VolumeNumber) -> Result<(), (End, String)> {
         let volume = self.volume(number);
         let device = &self.peer(peer).volumes[&number];
         let has_disk = device.word.and_then(|w| w.disk().ok()).is_some_and(|d| d >= DiskState::Negotiating);
-        let shown = volume.exposed_uuid;
         let own = volume.disk == DiskState::UpToDate;
-        if !self.is_primary() || own || shown.is_zero() || !has_disk || device.current_uuid.same(shown) {
+        if !self.is_primary() || own || !has_disk {
             return Ok(());
         }
-        let text = format!(
-            "volume {number}: this Primary showed generation {shown}, the peer has {}: demote this node first",
-            device.current_uuid
-        );
-        Err((End::Retry(RETRY_AFTER_FAILURE), text))
+        let shown = volume.exposed_uuid;
+        if !shown.is_zero() && !device.current_uuid.same(shown) {
+            let text = format!(
+                "volume {number}: this Primary showed generation {shown}, the peer has {}: demote this node first",
+                device.current_uuid
+            );
+            return Err((End::Retry(RETRY_AFTER_FAILURE), text));
+        }
+        let restarted = device.uuids.as_ref().is_some_and(|u| u.flags & uuid_flag::RECONNECT == 0);
+        if restarted && volume.unconfirmed_at.contains(peer) && !self.has_data(number) {
+            let text = format!(
+                "volume {number}: the peer was restarted and may have lost writes that this Primary had completed: \
+                 demote this node first"
+            );
+            return Err((End::Retry(RETRY_AFTER_FAILURE), text));
+        }
+        Ok(())
     }
 
     /// The connect transaction is committed: every volume starts as decided.
@@ -608,6 +623,8 @@ impl Engine {
             self.set_peer_disk(peer, number, disk, "connected");
             self.agree_on_size(number);
             self.device_mut(peer, number).reconnect |= decision.rule != Rule::NoDisk;
+            let volume = self.volume_mut(number);
+            volume.unconfirmed_at = volume.unconfirmed_at.without(peer);
             self.start_as_decided(peer, number, &decision, "connected");
         }
         if self.peer(peer).role == Role::Primary {

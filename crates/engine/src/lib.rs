@@ -133,6 +133,8 @@ enum IoKind {
     },
     /// Before a Primary steps down, before a clean detach.
     Barrier,
+    /// What a lost Primary wrote becomes durable.
+    Salvage,
 }
 
 impl Engine {
@@ -205,6 +207,7 @@ impl Engine {
                 progress = true;
                 self.retire();
             }
+            progress |= self.advance_salvage();
             progress |= self.advance_role_change();
             progress |= self.advance_twophase();
             progress |= self.advance_detach();
@@ -249,6 +252,7 @@ impl Engine {
             IoKind::Serve { key } => self.serve_done(key, result, payload),
             IoKind::ResyncWrite { peer, key } => self.resync_write_done(peer, volume, key, result),
             IoKind::Barrier => self.barrier_flush_done(volume, result),
+            IoKind::Salvage => self.salvaged(volume, result),
         }
     }
 

@@ -20,7 +20,7 @@ use wire::message::{DataFlags, DataHead};
 use crate::epoch::{EpochId, NeedFlush};
 use crate::request::{RangeOwner, disk_write};
 use crate::slab::Key;
-use crate::volume::Writer;
+use crate::volume::{Salvage, Writer};
 use crate::{Engine, IoKind};
 
 /// Writes of one peer that no PEER_ACK settled. More is a peer gone wild.
@@ -400,8 +400,9 @@ impl Engine {
         entry.epoch_flushes = 0;
         let keys: Vec<Key> = core::mem::take(&mut self.peer_mut(peer).unacked).into_iter().collect();
         for key in keys {
+            let number = self.peer_writes.get(key).expect("unacked names writes that exist").volume;
+            self.salvage(number);
             let write = self.peer_writes.get_mut(key).expect("unacked names writes that exist");
-            let number = write.volume;
             match write.stage {
                 Stage::Submitted => write.orphan = Some(covered[&number]),
                 Stage::Waiting if write.due && write.flags.has(DataFlags::SEND_RECEIVE_ACK) => {
@@ -414,6 +415,54 @@ impl Engine {
                     self.forget_peer_write(key, covered[&number]);
                 }
             }
+        }
+    }
+
+    /// Rule EP-5: the Primary that wrote this may have no other copy and go on with us when the link is back.
+    fn salvage(&mut self, number: VolumeNumber) {
+        let volume = self.volume_mut(number);
+        volume.salvage = match volume.salvage {
+            Salvage::Nothing | Salvage::Due => Salvage::Due,
+            Salvage::Flushing { .. } => Salvage::Flushing { again: true },
+        };
+    }
+
+    /// Part of `settle`: rule EP-5. Returns whether it did anything.
+    pub(crate) fn advance_salvage(&mut self) -> bool {
+        let mut progress = false;
+        for number in self.volume_numbers() {
+            let open = self.peer_writes.iter().any(|(_, w)| w.volume == number && w.orphan.is_some());
+            if self.volume(number).salvage != Salvage::Due || open {
+                continue;
+            }
+            progress = true;
+            let volume = self.volume_mut(number);
+            let volatile = volume.backing.as_ref().is_some_and(|b| b.limits.volatile_cache);
+            if volatile && volume.is_writable() {
+                volume.salvage = Salvage::Flushing { again: false };
+                self.flush_data(number, IoKind::Salvage);
+            } else {
+                self.end_salvage(number);
+            }
+        }
+        progress
+    }
+
+    pub(crate) fn salvaged(&mut self, number: VolumeNumber, result: Result<(), IoError>) {
+        if result.is_err() {
+            self.local_io_failed(number, "flush failed");
+        }
+        match self.volume(number).salvage {
+            Salvage::Flushing { again: true } => self.volume_mut(number).salvage = Salvage::Due,
+            _ => self.end_salvage(number),
+        }
+    }
+
+    /// Handshakes may have waited for it.
+    fn end_salvage(&mut self, number: VolumeNumber) {
+        self.volume_mut(number).salvage = Salvage::Nothing;
+        for peer in self.peer_ids() {
+            self.exchange_progress(peer);
         }
     }
 

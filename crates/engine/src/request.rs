@@ -139,6 +139,8 @@ pub(crate) struct Flush {
     pub local: Local,
     /// Peer, link and the last barrier that must be acknowledged.
     pub waits: Vec<(NodeId, LinkId, u32)>,
+    /// A peer that it waited for was lost.
+    pub unheard: bool,
 }
 
 impl Engine {
@@ -424,6 +426,11 @@ impl Engine {
                 if !volumes.contains(&write.volume) {
                     volumes.push(write.volume);
                 }
+                if write.completed
+                    && let Some(volume) = self.volumes.get_mut(&write.volume)
+                {
+                    volume.unconfirmed_at = volume.unconfirmed_at.with(peer);
+                }
             }
         }
         let (mut done, mut again) = (Vec::new(), Vec::new());
@@ -438,7 +445,9 @@ impl Engine {
             }
         }
         for key in done {
-            self.flushes.get_mut(key).expect("listed above").waits.retain(|(p, ..)| *p != peer);
+            let flush = self.flushes.get_mut(key).expect("listed above");
+            flush.waits.retain(|(p, ..)| *p != peer);
+            flush.unheard = true;
         }
         for key in again {
             self.retry_read(key, peer);
@@ -559,7 +568,7 @@ impl Engine {
             .collect();
         let writable = self.volume(number).is_writable();
         let local = if writable { Local::Pending } else { Local::None };
-        let key = self.flushes.insert(Flush { request: parked.request, volume: number, local, waits });
+        let key = self.flushes.insert(Flush { request: parked.request, volume: number, local, waits, unheard: false });
         if writable {
             self.disk(number, IoKind::Flush(key), DiskOp::Flush);
         }
@@ -600,9 +609,13 @@ impl Engine {
                 continue;
             }
             let flush = self.flushes.remove(key).expect("listed above");
-            // With the own disk gone the peers' epochs are the durability that is left.
+            // Without good data of its own the peers' epochs are the durability that there is.
+            let own = self.volume(flush.volume).disk == DiskState::UpToDate;
+            let elsewhere = self.up_to_date_peer(flush.volume).is_some();
             let result = match flush.local {
-                Local::Failed(error) if self.up_to_date_peer(flush.volume).is_none() => Err(error),
+                _ if elsewhere => Ok(()),
+                Local::Failed(error) => Err(error),
+                _ if flush.unheard && !own => Err(IoError::Io),
                 _ => Ok(()),
             };
             self.emit(Effect::Complete { request: flush.request, result });

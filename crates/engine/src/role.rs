@@ -202,6 +202,7 @@ impl Engine {
             self.peer_mut(peer).discard_my_data = false;
         }
         for number in self.volume_numbers() {
+            self.volume_mut(number).unconfirmed_at = types::NodeSet::EMPTY;
             self.generation_is_due(number, PROMOTED);
             self.start_sweep(number);
             // A forced generation tells states too, behind its identifiers.

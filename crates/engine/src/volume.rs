@@ -41,6 +41,18 @@ pub(crate) enum Writer {
     Peer(Key),
 }
 
+/// What a lost Primary wrote here and did not see confirmed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Salvage {
+    Nothing,
+    /// A flush is due as soon as all of it is on the disk.
+    Due,
+    /// The flush is on its way. `again`: more came after it.
+    Flushing {
+        again: bool,
+    },
+}
+
 pub(crate) struct Volume {
     pub number: VolumeNumber,
     pub config: VolumeConfig,
@@ -52,6 +64,10 @@ pub(crate) struct Volume {
     pub exposed_uuid: Uuid,
     /// A new generation has to begin before the next write is let in; why.
     pub generation_due: Option<&'static str>,
+    /// Peers whose link died while they held completed writes of this Primary that they had not confirmed as stable.
+    pub unconfirmed_at: NodeSet,
+    /// A lost Primary's writes are made durable before a peer is connected (rule EP-5).
+    pub salvage: Salvage,
     /// This node was Primary when it went down and the peers have not been compared since.
     pub crashed_primary: bool,
     /// Overlap of application writes, peer writes and resync.
@@ -113,6 +129,8 @@ impl Volume {
             exposed_bytes: 0,
             exposed_uuid: Uuid::ZERO,
             generation_due: None,
+            unconfirmed_at: NodeSet::EMPTY,
+            salvage: Salvage::Nothing,
             crashed_primary: false,
             ranges: RangeSet::new(),
             parked: VecDeque::new(),

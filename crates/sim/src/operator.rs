@@ -17,6 +17,8 @@ use crate::world::{Event, World};
 
 /// Virtual time for everything to become good after the last trouble. Generous: a full sync over the slowest link.
 const SETTLE_MAX: u64 = 1500 * SECOND;
+/// Before a person stops what runs on a Primary without data.
+const PATIENCE: u64 = 30 * SECOND;
 const KEEPER_EVERY: u64 = 700 * MS;
 
 impl World {
@@ -415,6 +417,18 @@ impl World {
         if conflict && self.node(id).is_primary {
             return self.command(id, Command::Demote, false);
         }
+        // So does a Primary without any data: it refuses to go on with other data than it showed (rule GE-7).
+        let served = |(volume, v): (&VolumeNumber, &engine::VolumeStatus)| {
+            let reached = |p: &engine::PeerStatus| {
+                let device = &p.volumes[volume];
+                device.disk == DiskState::UpToDate && device.replication >= ReplicationState::Established
+            };
+            v.disk == DiskState::UpToDate || status.peers.values().any(reached)
+        };
+        let patient = self.now - self.healed_at < PATIENCE;
+        if self.node(id).is_primary && !patient && !status.volumes.iter().all(served) {
+            return self.command(id, Command::Demote, false);
+        }
         for (volume, v) in &status.volumes {
             if v.disk == DiskState::Diskless {
                 self.attach(id, *volume);
@@ -452,7 +466,35 @@ impl World {
             self.give_up(id);
             return self.command(id, Command::Connect { peer, discard_my_data: true }, false);
         }
+        let unrelated = self.forced
+            && self.status(id).is_some_and(|s| {
+                s.peers[&peer].volumes.values().any(|device| device.last_decision.starts_with("Unrelated"))
+            });
+        if unrelated && victim == id {
+            return self.start_over(id);
+        }
         self.command(id, Command::Connect { peer, discard_my_data: false }, false);
+    }
+
+    /// Both were forced on fresh metadata: they have nothing in common. One gets new metadata, on an empty disk.
+    fn start_over(&mut self, id: NodeId) {
+        self.say(|| format!("{id:?} gets empty disks"));
+        self.give_up(id);
+        self.stop(id, false);
+        for volume in self.volume_numbers() {
+            let o = &self.options;
+            let fresh = Disk::create(o.volume_bytes, o.external_metadata, o.volatile_cache, o.nodes - 1);
+            let old = self.node_mut(id).disks.insert(volume, fresh).expect("every node has disks");
+            for truth in self.truths.get_mut(&volume).into_iter().flatten() {
+                truth.complete_on.remove(&id);
+                truth.durable_on.remove(&id);
+            }
+            let sectors: Vec<u64> = old.sectors_written().collect();
+            self.metadata_changed_silently(id, volume);
+            self.sectors_changed(id, volume, &sectors);
+            self.recheck(id, volume);
+        }
+        self.start(id);
     }
 
     /// No UpToDate copy anywhere for a while: somebody has to say which one to take.
