@@ -578,7 +578,7 @@ impl Engine {
 
     /// Rule GE-7: a Primary that read its data from a peer goes on only with that data. Another generation means that
     /// somebody else was Primary meanwhile; a peer that was restarted may have lost what was in its cache.
-    fn check_shown_data(&self, peer: NodeId, number: VolumeNumber) -> Result<(), (End, String)> {
+    pub(crate) fn check_shown_data(&self, peer: NodeId, number: VolumeNumber) -> Result<(), (End, String)> {
         let volume = self.volume(number);
         let device = &self.peer(peer).volumes[&number];
         let has_disk = device.word.and_then(|w| w.disk().ok()).is_some_and(|d| d >= DiskState::Negotiating);
@@ -623,8 +623,10 @@ impl Engine {
             self.set_peer_disk(peer, number, disk, "connected");
             self.agree_on_size(number);
             self.device_mut(peer, number).reconnect |= decision.rule != Rule::NoDisk;
-            let volume = self.volume_mut(number);
-            volume.unconfirmed_at = volume.unconfirmed_at.without(peer);
+            if decision.rule != Rule::NoDisk {
+                let volume = self.volume_mut(number);
+                volume.unconfirmed_at = volume.unconfirmed_at.without(peer);
+            }
             self.start_as_decided(peer, number, &decision, "connected");
         }
         if self.peer(peer).role == Role::Primary {

@@ -2,7 +2,9 @@
 
 use alloc::format;
 
-use types::{BlockOp, DiskState, NodeId, NodeSet, PayloadId, ReplicationState, Role, Uuid, VolumeNumber};
+use types::{
+    BlockOp, ConnectionState, DiskState, NodeId, NodeSet, PayloadId, ReplicationState, Role, Uuid, VolumeNumber,
+};
 use wire::Message;
 use wire::message::{BlockAck, DataFlags, StateWord, uuid_flag};
 use wire::state_word::flag;
@@ -31,7 +33,7 @@ impl Engine {
             }
             Message::Disconnect => {
                 let text = "the peer refused the connection; its log says why";
-                return self.end_connection(peer, End::StandAlone, types::ConnectionState::Disconnecting, text);
+                return self.end_connection(peer, End::StandAlone, ConnectionState::Disconnecting, text);
             }
             Message::State(word) if volume.is_none() => return self.peer_role_told(peer, word),
             // Hints, and things that two nodes do not need.
@@ -199,6 +201,9 @@ impl Engine {
             return;
         }
         if disk == DiskState::Negotiating && before != DiskState::Negotiating {
+            if let Err((end, text)) = self.check_shown_data(peer, number) {
+                return self.end_connection(peer, end, ConnectionState::Disconnecting, &text);
+            }
             self.send_uuids(peer, number, 0, None);
             self.send_state(peer, number);
         }
@@ -224,7 +229,13 @@ impl Engine {
 
     /// A standing connection compares again: a disk was attached, a peer was promoted by force, or the peer has
     /// decided and waits for us.
-    fn consider_resync(&mut self, peer: NodeId, number: VolumeNumber, theirs: ReplicationState, disk: DiskState) {
+    pub(crate) fn consider_resync(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        theirs: ReplicationState,
+        disk: DiskState,
+    ) {
         use ReplicationState as R;
         let ours = self.peer(peer).volumes[&number].replication;
         let mine = self.volume(number).disk;
@@ -279,7 +290,7 @@ impl Engine {
 
     fn refuse_standing(&mut self, peer: NodeId, text: &str) {
         self.send_data(peer, None, Message::Disconnect, None);
-        self.end_connection(peer, End::StandAlone, types::ConnectionState::Disconnecting, text);
+        self.end_connection(peer, End::StandAlone, ConnectionState::Disconnecting, text);
     }
 
     /// UUIDs that say "declared equal" (skip initial sync).

@@ -303,6 +303,9 @@ impl Engine {
         if receiving || disk != DiskState::UpToDate || backing.superblock.current_uuid.same(new) {
             return;
         }
+        if weak.contains(me) {
+            return self.fell_behind(peer, number);
+        }
         let old = backing.superblock.current_uuid;
         for node in NodeId::all().filter(|n| *n != me) {
             let record = &mut backing.superblock.peers[node.index()];
@@ -323,6 +326,14 @@ impl Engine {
         backing.touch();
         self.event(Event::NewGeneration { volume: number, current: new, reason: "the Primary's" });
         self.send_uuids(peer, number, 0, None);
+    }
+
+    /// The Primary began its generation without counting on this node, which was not UpToDate as far as it knew: what it
+    /// wrote since is not here.
+    fn fell_behind(&mut self, peer: NodeId, number: VolumeNumber) {
+        self.set_disk(number, DiskState::Outdated, "the Primary went on without this node");
+        let disk = self.peer(peer).volumes[&number].disk;
+        self.consider_resync(peer, number, ReplicationState::Established, disk);
     }
 
     /// The peer that this node fetches blocks from now, or will as soon as a pause ends.

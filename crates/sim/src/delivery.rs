@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use engine::{DiskOp, Effect, Event as EngineEvent, Input, LinkError};
+use engine::{DiskOp, Effect, Event as EngineEvent, Input, LinkError, Protocol};
 use types::{BlockOp, DiskState, IoError, IoId, LinkId, NodeId, PayloadId, ReplicationState, Role, VolumeNumber};
 use wire::{Context, Message, Socket};
 
@@ -252,6 +252,12 @@ impl World {
             }
             EngineEvent::ResyncFinished { peer, volume, source: false, failed_blocks: 0, .. } => {
                 self.resync_ends(id, peer, volume);
+            }
+            // What completed while the source had not heard of the end is on the target's disk too.
+            EngineEvent::ResyncFinished { peer, volume, source: true, failed_blocks: 0, .. }
+                if self.options.protocol != Protocol::A && self.is_link_whole(id, peer) =>
+            {
+                self.resync_ends(peer, id, volume);
             }
             EngineEvent::SplitBrain { peer, .. } => self.split_brain_found(id, peer),
             EngineEvent::Replication { peer, to: ReplicationState::Established, .. } => self.may_be_together(id, peer),

@@ -55,6 +55,7 @@ impl Truth {
             let (now, durable) = (disk.stamp(sector), disk.durable_stamp(sector));
             if durable != now {
                 entries.push(Entry { value: durable, submitted: 0, completed: Some(0), superseded: true });
+                truth.unflushed.entry(0).or_default().push((sector, sector + 1));
             }
             entries.push(Entry { value: now, submitted: 0, completed: Some(0), superseded: false });
             truth.sectors.insert(sector, entries);

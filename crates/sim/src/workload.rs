@@ -143,10 +143,11 @@ impl World {
         let moment = self.moment;
         let status = self.status(id).expect("it just completed a request");
         let (believed, certain) = self.holders(id, pending.volume, &status, self.options.protocol != Protocol::A);
-        // Who takes part in this line of history is no longer what another line left there.
+        // Who takes part in this line of history is no longer what another line left there, whatever it is promised.
+        let (fed, _) = self.holders(id, pending.volume, &status, true);
         for truth in self.truths.entry(pending.volume).or_default().iter_mut().filter(|t| t.primary != Some(id)) {
-            truth.complete_on.retain(|n| !certain.contains(n));
-            truth.durable_on.retain(|n| !certain.contains(n));
+            truth.complete_on.retain(|n| !fed.contains(n));
+            truth.durable_on.retain(|n| !fed.contains(n));
         }
         let truth = self.truth_of(id, pending.volume);
         truth.complete(pending.range, pending.submitted, moment, fua);
@@ -272,7 +273,10 @@ impl World {
                 truths[index].durable_on.remove(&basis);
                 branch.complete_on = BTreeSet::from([basis]);
                 branch.durable_on = branch.complete_on.clone();
-                (branch.completed, branch.flushed) = (0, 0);
+                // What was written so far is on both lines.
+                for line in [&mut branch, &mut truths[index]] {
+                    (line.completed, line.flushed) = (0, 0);
+                }
                 branch.primary = Some(id);
                 truths.push(branch);
             } else {
