@@ -560,10 +560,11 @@ impl Engine {
 
     fn start_flush(&mut self, number: VolumeNumber, parked: Parked) {
         self.close_epoch();
+        let own = self.volume(number).disk == DiskState::UpToDate;
         let waits = self
             .peers
             .values()
-            .filter(|p| p.is_connected() && p.config.protocol != Protocol::A)
+            .filter(|p| p.is_connected() && !(own && p.config.protocol == Protocol::A))
             .filter_map(|p| Some((p.id, p.link_id()?, p.last_open_barrier()?)))
             .collect();
         let writable = self.volume(number).is_writable();
