@@ -1,6 +1,11 @@
-//! One line for every event of the engine, with its reason.
+//! One line for every event of the engine, with its reason; and few lines for what strangers do.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use engine::Event;
+
+pub const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 
 pub fn event(event: &Event) {
     match event {
@@ -36,5 +41,27 @@ pub fn event(event: &Event) {
         }
         Event::Size { volume, bytes } => tracing::info!("volume {volume}: size is {bytes} bytes"),
         Event::Warning { text } => tracing::warn!("{text}"),
+    }
+}
+
+/// For what strangers can cause as often as they like: at most one line per interval, which says how many were left
+/// out.
+#[derive(Default)]
+pub struct RefusalLog {
+    state: Mutex<(Option<Instant>, u64)>,
+}
+
+impl RefusalLog {
+    pub fn note(&self, what: std::fmt::Arguments<'_>) {
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        if state.0.is_some_and(|last| last.elapsed() < REFUSAL_INTERVAL) {
+            state.1 += 1;
+            return;
+        }
+        match std::mem::take(&mut state.1) {
+            0 => tracing::warn!("{what}"),
+            left_out => tracing::warn!("{what} ({left_out} similar lines left out)"),
+        }
+        state.0 = Some(Instant::now());
     }
 }

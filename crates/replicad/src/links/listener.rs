@@ -3,18 +3,19 @@
 //! An incoming connection belongs to the peer whose configured IP address it comes from; the source port says
 //! nothing. Hence two peers behind one IP address need different local ports: [`Listeners::register`] refuses the
 //! second one. Whoever connects from elsewhere, or sends no first packet, is closed with one log line per
-//! [`REFUSAL_LOG_INTERVAL`], so that a port scan cannot fill the log.
+//! [`crate::log::REFUSAL_INTERVAL`], so that a port scan cannot fill the log.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use wire::Socket;
 
 use super::first_packet;
+use crate::log::RefusalLog;
 
 /// As in DRBD 9; not observable by peers.
 const BACKLOG: u32 = 64;
@@ -22,7 +23,6 @@ const BACKLOG: u32 = 64;
 const UNDECIDED_MAX: usize = 64;
 /// Connections that wait for one peer's connector; more are closed. Two are in use, the others are crossed ones.
 const WAITING_MAX: usize = 8;
-const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (usually: no file descriptors left).
 const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 
@@ -165,25 +165,4 @@ async fn accept_all(listener: TcpListener, routes: Routes) {
 async fn introduce(mut stream: TcpStream, patience: Duration, incoming: mpsc::Sender<Incoming>) -> Result<(), String> {
     let socket = first_packet::read(&mut stream, patience).await.map_err(|e| e.to_string())?;
     incoming.try_send(Incoming { socket, stream }).map_err(|_| "too many connections from there".to_string())
-}
-
-/// At most one line per interval; says how many were left out.
-#[derive(Default)]
-struct RefusalLog {
-    state: Mutex<(Option<Instant>, u64)>,
-}
-
-impl RefusalLog {
-    fn note(&self, what: std::fmt::Arguments<'_>) {
-        let mut state = self.state.lock().expect("no holder of this lock panics");
-        if state.0.is_some_and(|last| last.elapsed() < REFUSAL_LOG_INTERVAL) {
-            state.1 += 1;
-            return;
-        }
-        match std::mem::take(&mut state.1) {
-            0 => tracing::warn!("{what}"),
-            left_out => tracing::warn!("{what} ({left_out} similar lines left out)"),
-        }
-        state.0 = Some(Instant::now());
-    }
 }
