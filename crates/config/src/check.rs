@@ -10,6 +10,7 @@ use crate::words::{Fencing, OnCongestion, Protocol};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::net::SocketAddr;
 use types::VolumeNumber;
 
 type Out = RefCell<Vec<Diagnostic>>;
@@ -89,7 +90,7 @@ fn in_resource(resource: &RawResource, out: &Out) {
     twice(out, ids, say, "give each node its own id, the one in its metadata");
     node_names_twice(resource, out);
     let addresses = resource.nodes.iter().map(|n| (n.address.value, &n.address.place, n.name.value.clone()));
-    let say = |a: &std::net::SocketAddr| (format!("resource {name}: address {a}"), "is used by two nodes".into());
+    let say = |a: &SocketAddr| (format!("resource {name}: address {a}"), "is used by two nodes".into());
     twice(out, addresses, say, "give each node its own address");
     if resource.complete {
         references(resource, out);
@@ -161,7 +162,7 @@ fn without_device(resource: &RawResource, volume: &RawVolume, out: &Out) {
         return;
     }
     let key = format!("resource {}: volume {}", resource.name.value, volume.number.value);
-    let help = "add device = \"ublk:N\" for /dev/ublkbN, \"nbd\", or \"none\"";
+    let help = "add device = \"ublk:N\" for /dev/ublkbN, \"nbd\", \"nbd:ADDRESS:PORT\", or \"none\"";
     out.borrow_mut().push(found(&volume.number.place, key, String::new(), "has no `device`".into(), help));
 }
 
@@ -221,8 +222,7 @@ fn across_resources(raw: &RawConfig, out: &Out) {
                 _ => {}
             }
         }
-        let device = own.and_then(|v| v.device.as_ref()).or(volume.device.as_ref());
-        if let Some(Placed { value: Device::Ublk(number), place }) = device {
+        if let Some(Placed { value: Device::Ublk(number), place }) = device_of(node, volume) {
             devices.push((format!("{on}: /dev/ublkb{number}"), place, by));
         }
     }
@@ -230,6 +230,13 @@ fn across_resources(raw: &RawConfig, out: &Out) {
     report_per_place(out, disks, say, "give each volume its own disk");
     report_per_place(out, devices, say, "give each volume its own number");
     ports(raw, out);
+    nbd_ports(raw, out);
+}
+
+/// What the node serves the volume as.
+fn device_of<'a>(node: &'a RawNode, volume: &'a RawVolume) -> Option<&'a Placed<Device>> {
+    let own = node.volumes.iter().find(|v| v.number.value == volume.number.value);
+    own.and_then(|v| v.device.as_ref()).or(volume.device.as_ref())
 }
 
 fn every_volume(raw: &RawConfig) -> impl Iterator<Item = (&RawResource, &RawNode, &RawVolume)> {
@@ -259,14 +266,7 @@ fn ports(raw: &RawConfig, out: &Out) {
     let mut items = Vec::new();
     for resource in &raw.resources {
         for node in &resource.nodes {
-            let mut own = vec![&node.address];
-            for connection in &resource.connections {
-                let side = connection.nodes.iter().position(|n| n.value == node.name.value);
-                own.extend(connection.paths.iter().filter_map(|p| Some(&p[side?])));
-            }
-            own.sort_by_key(|a| a.value);
-            own.dedup_by_key(|a| a.value);
-            for address in own {
+            for address in replication_addresses(resource, node) {
                 let key = format!("on {}: address {}", node.name.value, address.value);
                 items.push((key, &address.place, format!("resource {}", resource.name.value)));
             }
@@ -274,6 +274,80 @@ fn ports(raw: &RawConfig, out: &Out) {
     }
     let say = |key: &String| (key.clone(), "is used by two resources".to_string());
     twice(out, items.into_iter(), say, "give each resource its own port");
+}
+
+/// Where the resource listens on this node, each address once.
+fn replication_addresses<'a>(resource: &'a RawResource, node: &'a RawNode) -> Vec<&'a Placed<SocketAddr>> {
+    let mut own = vec![&node.address];
+    for connection in &resource.connections {
+        let side = connection.nodes.iter().position(|n| n.value == node.name.value);
+        own.extend(connection.paths.iter().filter_map(|p| Some(&p[side?])));
+    }
+    own.sort_by_key(|a| a.value);
+    own.dedup_by_key(|a| a.value);
+    own
+}
+
+/// A listening socket for NBD belongs to one volume, and takes no port from replication. Two nodes may have the same:
+/// an address that follows the Primary.
+fn nbd_ports(raw: &RawConfig, out: &Out) {
+    let mut taken: Vec<Taken<'_>> = Vec::new();
+    for resource in &raw.resources {
+        for node in &resource.nodes {
+            taken.extend(replication_addresses(resource, node).into_iter().map(|address| Taken {
+                node: &node.name.value,
+                address: address.value,
+                place: &address.place,
+                by: format!("resource {} replicates", resource.name.value),
+                help: "give it another port, for example 10809",
+            }));
+        }
+    }
+    let mut places: Vec<&Place> = Vec::new();
+    for (resource, node, volume) in every_volume(raw) {
+        let Some(Placed { value: Device::Nbd { listen: Some(address) }, place }) = device_of(node, volume) else {
+            continue;
+        };
+        let own = Taken {
+            node: &node.name.value,
+            address: *address,
+            place,
+            by: format!("{}/{} is served", resource.name.value, volume.number.value),
+            help: "give each volume its own port",
+        };
+        // As in `report_per_place`: once for all nodes is enough.
+        if let Some(first) = taken.iter().find(|first| first.clashes_with(&own))
+            && !places.contains(&place)
+        {
+            let key = format!("on {}: device", own.node);
+            let cause = format!("listens on {}, where {}, set at {}", first.address, first.by, first.place);
+            out.borrow_mut().push(found(place, key, format!("\"nbd:{address}\""), cause, first.help));
+            places.push(place);
+        }
+        taken.push(own);
+    }
+}
+
+/// An address on which a node listens.
+struct Taken<'a> {
+    node: &'a str,
+    address: SocketAddr,
+    place: &'a Place,
+    /// What for.
+    by: String,
+    /// What somebody can do who wants to listen there, too.
+    help: &'static str,
+}
+
+impl Taken<'_> {
+    /// The kernel would not let two sockets listen on both: `0.0.0.0` and `[::]` take the port of every address of
+    /// their family.
+    fn clashes_with(&self, other: &Taken<'_>) -> bool {
+        let (a, b) = (self.address, other.address);
+        let all_of_one_family = a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified());
+        let same_ip = a.ip().to_canonical() == b.ip().to_canonical();
+        self.node == other.node && a.port() == b.port() && (same_ip || all_of_one_family)
+    }
 }
 
 /// Options that contradict each other after inheritance. DRBD's kernel part has the same rules.

@@ -60,8 +60,10 @@ pub struct Volume {
 pub enum Device {
     /// `/dev/ublkbN`.
     Ublk(u32),
-    /// `RUN_DIR/RESOURCE.VOLUME.nbd`.
-    Nbd,
+    /// `RUN_DIR/RESOURCE.VOLUME.nbd`, and TCP at `listen`: without authentication, so only if somebody asked for it.
+    Nbd {
+        listen: Option<SocketAddr>,
+    },
     None,
 }
 

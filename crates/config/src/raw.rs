@@ -208,21 +208,41 @@ fn volume_number(section: &Section<'_>, key: &str) -> Option<Placed<VolumeNumber
 
 fn device(section: &Section<'_>) -> Option<Placed<Device>> {
     let text = section.text("device")?;
-    let value = match text.value {
-        "nbd" => Device::Nbd,
-        "none" => Device::None,
-        other => match other.strip_prefix("ublk:").and_then(|n| n.parse().ok()).filter(|n| *n <= MINOR_MAX) {
-            Some(number) => Device::Ublk(number),
-            None => {
-                let item = section.get("device").expect("just read");
-                let help = format!("write \"ublk:N\" for /dev/ublkbN (N up to {MINOR_MAX}), \"nbd\", or \"none\"");
-                section.bad("device", item, "is no kind of device", help);
-                return None;
-            }
-        },
+    let bad = |cause: &str, help: String| {
+        let item = section.get("device").expect("just read");
+        section.bad("device", item, cause, help);
+        None
     };
+    let value = match text.value.split_once(':') {
+        None if text.value == "nbd" => Device::Nbd { listen: None },
+        None if text.value == "none" => Device::None,
+        Some(("ublk", number)) if number.parse().is_ok_and(|n: u32| n <= MINOR_MAX) => {
+            Device::Ublk(number.parse().expect("just parsed"))
+        }
+        Some(("nbd", address)) => match socket_address(address) {
+            Ok(address) => Device::Nbd { listen: Some(address) },
+            Err(cause) => return bad(cause, NBD_ADDRESS_HELP.into()),
+        },
+        _ => {
+            let nbd = "\"nbd\", \"nbd:ADDRESS:PORT\"";
+            let help = format!("write \"ublk:N\" for /dev/ublkbN (N up to {MINOR_MAX}), {nbd}, or \"none\"");
+            return bad("is no kind of device", help);
+        }
+    };
+    if let Device::Nbd { listen: Some(address) } = value
+        && address.ip().is_unspecified()
+    {
+        let item = section.get("device").expect("just read");
+        let cause = "lets everybody use the volume who reaches any address of the node: NBD has no authentication";
+        let help = "write the node's address in a network that you trust";
+        let text = section.file.slice(item.span());
+        section.report(Severity::Warning, &item.span(), "device", text, cause.into(), Some(help.into()));
+    }
     Some(Placed { value, place: text.place })
 }
+
+const NBD_ADDRESS_HELP: &str = "write \"nbd:10.1.1.31:10809\" or \"nbd:[fd00::31]:10809\" with an address of that node, \
+                                or \"nbd\" for the unix socket alone";
 
 /// Whether the node without a disk counts in a vote that is otherwise even.
 fn tiebreaker(section: &Section<'_>) -> Option<bool> {
@@ -316,18 +336,27 @@ fn node_names(section: &Section<'_>) -> Vec<Placed<String>> {
 }
 
 fn address(section: &Section<'_>, key: &str, text: Placed<&str>) -> Option<Placed<SocketAddr>> {
-    let cause = match text.value.parse::<SocketAddr>() {
-        Ok(address) if address.port() != 0 => return Some(Placed { value: address, place: text.place }),
-        Ok(_) => "has port 0",
-        Err(_) if text.value.parse::<std::net::IpAddr>().is_ok() => "has no port",
-        Err(_) if text.value.starts_with(|c: char| c.is_alphabetic()) && !text.value.contains("::") => {
-            "is a host name: names are not resolved on the way to a fail-over"
+    match socket_address(text.value) {
+        Ok(value) => Some(Placed { value, place: text.place }),
+        Err(cause) => {
+            let item = section.get(key).expect("just read");
+            section.bad(key, item, cause, "write \"10.1.1.31:7789\" or \"[fd00::31]:7789\"");
+            None
         }
-        Err(_) => "is no address",
-    };
-    let item = section.get(key).expect("just read");
-    section.bad(key, item, cause, "write \"10.1.1.31:7789\" or \"[fd00::31]:7789\"");
-    None
+    }
+}
+
+/// An address with a port that somebody can listen on, or what is wrong with it.
+fn socket_address(text: &str) -> Result<SocketAddr, &'static str> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        Ok(_) => Err("has port 0"),
+        Err(_) if text.parse::<std::net::IpAddr>().is_ok() => Err("has no port"),
+        Err(_) if text.starts_with(|c: char| c.is_alphabetic()) && !text.contains("::") => {
+            Err("is a host name: names are not resolved on the way to a fail-over")
+        }
+        Err(_) => Err("is no address"),
+    }
 }
 
 fn connection(section: &Section<'_>) -> Option<RawConnection> {

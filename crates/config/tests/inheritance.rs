@@ -65,6 +65,10 @@ fn three_nodes_one_without_disk() {
     assert_eq!(own.volumes()[1].meta_disk, MetaDisk::Internal);
     assert_eq!(alice.volumes()[1].meta_disk, MetaDisk::External("/dev/nvme0n1p4".into()));
     assert_eq!(alice.volumes()[0].options.rs_discard_granularity, 64 << 10);
+    // Each node serves NBD on an address of its own, or on its socket alone.
+    assert_eq!(alice.volumes()[1].device, Device::Nbd { listen: Some("[fd00::31]:10809".parse().unwrap()) });
+    assert_eq!(own.volumes()[1].device, Device::Nbd { listen: None });
+    assert_eq!(alice.volumes()[0].device, own.volumes()[0].device);
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl Devices {
 
     async fn create(&mut self, volume: VolumeNumber, shape: DeviceShape) {
         match self.kinds.get(&volume) {
-            Some(Device::Nbd) => self.listen(volume),
+            Some(Device::Nbd { .. }) => self.listen(volume),
             Some(Device::Ublk(number)) => self.create_ublk(volume, *number, shape).await,
             Some(Device::None) | None => {}
         }

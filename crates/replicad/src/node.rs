@@ -118,7 +118,9 @@ impl Served {
     pub fn report(&self, snapshot: &Snapshot) -> ResourceReport {
         let path = |volume: VolumeNumber, device: Device| match device {
             Device::Ublk(number) if ublk_path(number).exists() => ublk_path(number).display().to_string(),
-            Device::Nbd | Device::Ublk(_) => nbd_path(&self.run_dir, &self.local.name, volume).display().to_string(),
+            Device::Nbd { .. } | Device::Ublk(_) => {
+                nbd_path(&self.run_dir, &self.local.name, volume).display().to_string()
+            }
             Device::None => String::new(),
         };
         crate::report::report(&self.local, snapshot, path)
@@ -129,7 +131,7 @@ impl Served {
         self.local.volumes().iter().find_map(|volume| {
             let socket = nbd_path(&self.run_dir, &self.local.name, volume.number);
             match volume.device {
-                Device::Nbd => (!socket.exists()).then_some(socket),
+                Device::Nbd { .. } => (!socket.exists()).then_some(socket),
                 // Without the driver there is a socket instead.
                 Device::Ublk(number) => {
                     let path = ublk_path(number);
