@@ -71,6 +71,10 @@ pub struct OwnDeviceKeys {
     pub backing_dev: String,
     /// How applications reach it: `/dev/ublkb10`, a socket path, or empty.
     pub device: String,
+    /// Where it is served over TCP, too, while the device exists; or empty.
+    pub nbd_address: String,
+    /// Why it is not served there at the moment, and what to do about it; or empty.
+    pub nbd_trouble: String,
     pub al_suspended: bool,
     /// `no`, `upper`, `lower` or `upper,lower`.
     pub blocked: String,

@@ -118,6 +118,7 @@ fn device(out: &mut String, report: &ResourceReport, device: &DeviceReport, Deta
     let own = &device.replicad;
     let backing = if own.backing_dev.is_empty() { "none" } else { &own.backing_dev };
     words.key_if(verbose, "backing_dev", backing);
+    words.key_if(verbose && !own.nbd_address.is_empty(), "nbd", &own.nbd_address);
     words.key_if(verbose || !device.quorum, "quorum", yes_no(device.quorum));
     words.key("open", yes_no(device.open));
     if statistics {

@@ -135,7 +135,8 @@ async fn on_each(node: &Arc<Node>, command: Command, progress: &mpsc::Sender<Res
     let mut running = JoinSet::new();
     for served in chosen(node, command.target())? {
         let (node, command) = (node.clone(), command.clone());
-        running.spawn(async move { on_one(&node, &served, &command).await });
+        let progress = progress.clone();
+        running.spawn(async move { on_one(&node, &served, &command, &progress).await });
     }
     let mut first: Option<Failure> = None;
     for outcome in running.join_all().await {
@@ -161,7 +162,7 @@ fn sentence(response: &Response) -> String {
     }
 }
 
-async fn on_one(node: &Node, served: &Served, command: &Command) -> Outcome {
+async fn on_one(node: &Node, served: &Served, command: &Command, progress: &mpsc::Sender<Response>) -> Outcome {
     match command {
         Command::WaitConnect { target, timeout_s } => {
             let peers = peer_ids(served, target)?;
@@ -191,7 +192,8 @@ async fn on_one(node: &Node, served: &Served, command: &Command) -> Outcome {
         Command::Disconnect { target, force } => disconnect_all(served, &peers(served, target)?, *force).await,
         Command::Promote { force, .. } => {
             run(served, served.local.name.clone(), EngineCommand::Promote { force: *force }).await?;
-            devices_are_there(served).await
+            devices_are_there(served).await?;
+            tell_what_is_not_served(served, progress).await
         }
         Command::Demote { force, .. } => demote(served, *force).await,
         other => on_volumes(served, other).await,
@@ -219,6 +221,19 @@ async fn devices_are_there(served: &Served) -> Outcome {
             return Err(Box::new(Response::Error { message: text, next_step: None }));
         }
         tokio::time::sleep(DEVICE_POLL).await;
+    }
+    Ok(())
+}
+
+/// A TCP address that cannot be had is no reason to refuse: it may be one that comes after the promotion. Nor is it
+/// nothing.
+async fn tell_what_is_not_served(served: &Served, progress: &mpsc::Sender<Response>) -> Outcome {
+    let snapshot = served.handle.snapshot().await.map_err(gone)?;
+    for (number, volume) in &snapshot.volumes {
+        let Some(trouble) = &volume.nbd_trouble else { continue };
+        let message = format!("{}/{number} is Primary, but {trouble}", served.local.name);
+        // If the client is gone, so is the wish to know.
+        let _ = progress.send(Response::Progress { message }).await;
     }
     Ok(())
 }

@@ -1,21 +1,20 @@
 //! The control plane's half of a resource's devices: making what blocks, then handing it to the resource thread.
 //!
-//! NBD: a socket in the run directory exists exactly while the engine wants the device; connections are accepted here.
+//! NBD: its listening sockets (`nbd_doors`) exist exactly while the engine wants the device.
 //! ublk: the kernel's device is made here and removed by the resource thread. A host without the driver gets the NBD
 //! socket instead, with a warning.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use config::Device;
 use engine::DeviceShape;
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use types::VolumeNumber;
 use ublk_frontend::{DeviceOptions, Start, UblkError};
 
+use crate::nbd_doors::{Doors, Served};
 use crate::resource::{Order, ResourceHandle, Wish};
 
 /// `RUN_DIR/RESOURCE.VOLUME.nbd`
@@ -30,7 +29,7 @@ pub struct Devices {
     /// What the configuration wants for each volume.
     kinds: BTreeMap<VolumeNumber, Device>,
     handle: ResourceHandle,
-    accepting: BTreeMap<VolumeNumber, JoinHandle<()>>,
+    doors: BTreeMap<VolumeNumber, Doors>,
     /// ublk devices that the resource thread has.
     made: BTreeMap<VolumeNumber, DeviceShape>,
 }
@@ -42,7 +41,7 @@ impl Devices {
         kinds: BTreeMap<VolumeNumber, Device>,
         handle: ResourceHandle,
     ) -> Devices {
-        Devices { resource, run_dir, kinds, handle, accepting: BTreeMap::new(), made: BTreeMap::new() }
+        Devices { resource, run_dir, kinds, handle, doors: BTreeMap::new(), made: BTreeMap::new() }
     }
 
     /// Until the resource thread has ended.
@@ -50,16 +49,17 @@ impl Devices {
         while let Some(Wish::Device { volume, shape }) = wishes.recv().await {
             match shape {
                 Some(shape) => self.create(volume, shape).await,
-                None => self.remove(volume),
+                None => self.remove(volume).await,
             }
         }
-        let volumes: Vec<VolumeNumber> = self.accepting.keys().copied().collect();
-        volumes.into_iter().for_each(|volume| self.remove(volume));
+        for doors in self.doors.into_values() {
+            doors.close().await;
+        }
     }
 
     async fn create(&mut self, volume: VolumeNumber, shape: DeviceShape) {
         match self.kinds.get(&volume) {
-            Some(Device::Nbd { .. }) => self.listen(volume),
+            Some(Device::Nbd { listen }) => self.listen(volume, *listen),
             Some(Device::Ublk(number)) => self.create_ublk(volume, *number, shape).await,
             Some(Device::None) | None => {}
         }
@@ -92,53 +92,25 @@ impl Devices {
                      /dev/ublkb{number}",
                     path.display()
                 );
-                self.listen(volume);
+                self.listen(volume, None);
             }
             Err(error) => tracing::error!("{resource}/{volume}: cannot make /dev/ublkb{number}: {error}"),
         }
     }
 
-    fn listen(&mut self, volume: VolumeNumber) {
-        if self.accepting.contains_key(&volume) {
+    fn listen(&mut self, volume: VolumeNumber, address: Option<SocketAddr>) {
+        if self.doors.contains_key(&volume) {
             return;
         }
         let path = nbd_path(&self.run_dir, &self.resource, volume);
-        let listener = match bind(&path) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!("{}/{volume}: cannot listen on {}: {error}", self.resource, path.display());
-                return;
-            }
-        };
-        let handle = self.handle.clone();
-        let accepting = tokio::spawn(async move {
-            loop {
-                match listener.accept().await.and_then(|(stream, _)| stream.into_std()) {
-                    Ok(stream) => {
-                        if stream.set_nonblocking(false).is_err() {
-                            continue;
-                        }
-                        if handle.send(Order::NbdClient { volume, socket: stream.into() }).is_err() {
-                            return;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!("volume {volume}: cannot accept an NBD client: {error}");
-                        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                    }
-                }
-            }
-        });
-        self.accepting.insert(volume, accepting);
+        let served = Served { resource: self.resource.clone(), volume, handle: self.handle.clone() };
+        self.doors.insert(volume, Doors::open(served, &path, address));
     }
 
-    fn remove(&mut self, volume: VolumeNumber) {
+    async fn remove(&mut self, volume: VolumeNumber) {
         self.made.remove(&volume);
-        let Some(accepting) = self.accepting.remove(&volume) else { return };
-        accepting.abort();
-        let path = nbd_path(&self.run_dir, &self.resource, volume);
-        if let Err(error) = std::fs::remove_file(&path) {
-            tracing::warn!("cannot remove {}: {error}", path.display());
+        if let Some(doors) = self.doors.remove(&volume) {
+            doors.close().await;
         }
     }
 }
@@ -184,14 +156,4 @@ pub fn ublk_is_held(number: u32) -> bool {
     use std::os::unix::fs::OpenOptionsExt;
     let opened = std::fs::File::options().read(true).custom_flags(libc::O_EXCL).open(ublk_path(number));
     matches!(opened, Err(error) if error.raw_os_error() == Some(libc::EBUSY))
-}
-
-/// A socket left by a daemon that died is in the way; the run directory's lock says that nobody else uses it.
-fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    if path.exists() {
-        std::fs::remove_file(path)?;
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! resource thread:  resource/ (loop, links)  ring  slots  payloads  stream/  disks  nbd  ublk  log
-//! control plane:    node  commands  control  attach  devices  links/  settings  report  events
+//! control plane:    node  commands  control  attach  devices  nbd_doors  links/  settings  report  events
 //! ```
 //! The two meet in `resource::Order` (in) and `resource::Wish`, `Snapshot` (out); no lock is shared.
 
@@ -15,6 +15,7 @@ pub mod events;
 pub mod links;
 mod log;
 pub mod nbd;
+mod nbd_doors;
 pub mod node;
 pub mod payloads;
 pub mod process;

@@ -4,9 +4,14 @@
 //! both are back and its requests are answered. `Serving -> Leaving -> gone`: a leaving client receives nothing more;
 //! when its requests are through and its output is sent, its socket closes.
 //! A client receives only while its output is below [`OUTPUT_BYTES_MAX`] and none of its requests waits for a buffer.
+//!
+//! Whoever comes over TCP may be anybody: strangers find a bounded number of places, which are not those of the unix
+//! socket, and only for [`DECISION_PATIENCE`] without choosing the export; what they send fills no log.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use engine::{DeviceShape, Input};
 use io_uring::{opcode, types::Fd};
@@ -15,6 +20,7 @@ use rustix::net::Shutdown;
 use store::Span;
 use types::{IoError, PayloadId, RequestId, VolumeNumber};
 
+use crate::log::RefusalLog;
 use crate::payloads::{Payloads, Share};
 use crate::ring::{Kind, Ring, Tag};
 use crate::slots::{Key, Slots};
@@ -24,8 +30,10 @@ use crate::stream::sender::Sender;
 const STAGING_BYTES: usize = 16 << 10;
 /// A client that does not read its answers is not listened to above this. Bytes.
 const OUTPUT_BYTES_MAX: u64 = 8 << 20;
-/// Clients of one resource. More are closed at once.
+/// Clients of one resource that came over unix sockets, and as many over TCP. More are closed at once.
 const CLIENTS_MAX: usize = 64;
+/// For a TCP client to choose the export. Programs need a few round trips.
+const DECISION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The payload of a write on its way into its buffer.
 #[derive(Clone, Copy)]
@@ -37,6 +45,8 @@ struct Filling {
 
 struct Client {
     fd: OwnedFd,
+    /// Over TCP: from where.
+    from: Option<SocketAddr>,
     volume: VolumeNumber,
     session: Session,
     sender: Sender,
@@ -66,6 +76,9 @@ struct Pending {
 pub struct Nbd {
     exports: BTreeMap<VolumeNumber, Export>,
     clients: Slots<Client>,
+    /// TCP clients that have not chosen the export, and until when they may; in this order.
+    undecided: VecDeque<(Instant, Key)>,
+    refusals: RefusalLog,
     pending: Slots<Pending>,
     /// Clients with something to do before the next wait.
     to_serve: Vec<Key>,
@@ -96,13 +109,17 @@ impl Nbd {
         self.exports.insert(volume, Export { name, size_bytes, limits, read_only: false, multi_conn: true });
     }
 
-    pub fn add(&mut self, volume: VolumeNumber, fd: OwnedFd) {
-        if self.clients.len() >= CLIENTS_MAX {
-            tracing::warn!("volume {volume}: an NBD client was refused: {CLIENTS_MAX} are connected");
+    /// `from`: over TCP.
+    pub fn add(&mut self, volume: VolumeNumber, fd: OwnedFd, from: Option<SocketAddr>, now: Instant) {
+        let of_this_kind = |key: &Key| self.clients.get(*key).is_some_and(|c| c.from.is_some() == from.is_some());
+        if self.clients.keys().filter(of_this_kind).count() >= CLIENTS_MAX {
+            let client = Named(from);
+            self.refusals.note(format_args!("volume {volume}: {client} is refused: {CLIENTS_MAX} are connected"));
             return;
         }
         let key = self.clients.insert(Client {
             fd,
+            from,
             volume,
             session: Session::new(),
             sender: Sender::default(),
@@ -118,12 +135,34 @@ impl Nbd {
             broken: false,
         });
         self.to_serve.push(key);
+        if from.is_some() {
+            self.undecided.push_back((now + DECISION_PATIENCE, key));
+        }
     }
 
-    /// Clients of a volume that chose the export: they hold the device.
-    pub fn holders(&self, volume: VolumeNumber) -> usize {
-        let holds = |c: &Client| c.volume == volume && c.session.export().is_some();
-        self.clients.keys().filter(|key| self.clients.get(*key).is_some_and(holds)).count()
+    /// Clients of a volume that chose the export: they hold the device. With the address of those over TCP.
+    pub fn holders(&self, volume: VolumeNumber) -> impl Iterator<Item = Option<SocketAddr>> {
+        let clients = self.clients.keys().filter_map(|key| self.clients.get(key));
+        clients.filter(move |c| c.volume == volume && c.session.export().is_some()).map(|c| c.from)
+    }
+
+    /// When `cut_undecided` may have something to do.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.undecided.front().map(|(deadline, _)| *deadline)
+    }
+
+    pub fn cut_undecided(&mut self, now: Instant) {
+        while let Some((deadline, key)) = self.undecided.front().copied()
+            && deadline <= now
+        {
+            self.undecided.pop_front();
+            let client = self.clients.get_mut(key).expect("a client that goes is taken out of the list");
+            client.fail();
+            let (volume, client) = (client.volume, Named(client.from));
+            self.refusals
+                .note(format_args!("volume {volume}: {client} is cut: it chose no export in {DECISION_PATIENCE:?}"));
+            self.to_serve.push(key);
+        }
     }
 
     pub fn leave_all(&mut self) {
@@ -161,9 +200,7 @@ impl Nbd {
             1.. => client.sender.sent(result as usize, payloads),
             _ if matches!(-result, libc::EINTR | libc::EAGAIN) => {}
             _ => {
-                client.leaving = true;
-                client.broken = true;
-                let _ = rustix::net::shutdown(&client.fd, Shutdown::Both);
+                client.fail();
             }
         }
         self.to_serve.push(key);
@@ -184,7 +221,8 @@ impl Nbd {
                 client.waiting.extend(answer.next);
             }
             Err(reason) => {
-                tracing::warn!("volume {}: an NBD client is cut: {reason}", client.volume);
+                let (volume, from) = (client.volume, Named(client.from));
+                self.refusals.note(format_args!("volume {volume}: {from} is cut: {reason}"));
                 client.leaving = true;
             }
         }
@@ -219,6 +257,7 @@ impl Nbd {
         client.arm(key, ring, payloads);
         if client.leaving && client.is_through() {
             let mut client = self.clients.remove(key).expect("found above");
+            self.undecided.retain(|(_, undecided)| *undecided != key);
             client.sender.abandon(payloads);
             if let Some(filling) = client.filling {
                 payloads.release(filling.payload);
@@ -289,7 +328,8 @@ impl Nbd {
                 match event {
                     Some(Event::Request(request)) => client.waiting.push_back(request),
                     Some(Event::Disconnect) => client.leaving = true,
-                    Some(Event::Selected(_)) | None => {}
+                    Some(Event::Selected(_)) => self.undecided.retain(|(_, undecided)| *undecided != key),
+                    None => {}
                 }
                 if !client.waiting.is_empty() {
                     self.to_serve.push(key);
@@ -298,7 +338,8 @@ impl Nbd {
                 true
             }
             Err(reason) => {
-                tracing::warn!("volume {}: an NBD client is cut: {reason}", client.volume);
+                let (volume, from) = (client.volume, Named(client.from));
+                self.refusals.note(format_args!("volume {volume}: {from} is cut: {reason}"));
                 client.leaving = true;
                 true
             }
@@ -339,7 +380,26 @@ impl Nbd {
     }
 }
 
+/// A client in a line of the log.
+struct Named(Option<SocketAddr>);
+
+impl std::fmt::Display for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(address) => write!(f, "the NBD client {address}"),
+            None => f.write_str("an NBD client"),
+        }
+    }
+}
+
 impl Client {
+    /// Nothing comes in or goes out any more; what is with the kernel comes back soon.
+    fn fail(&mut self) {
+        self.leaving = true;
+        self.broken = true;
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+    }
+
     fn may_receive(&self) -> bool {
         self.waiting.is_empty() && self.sender.queued_bytes() <= OUTPUT_BYTES_MAX
     }

@@ -13,13 +13,16 @@ use types::{ConnectionState, DiskState, Role, VolumeNumber};
 
 use crate::devices::{Devices, nbd_path, ublk_is_held, ublk_path};
 use crate::links::{ConnectorHandle, Listeners};
-use crate::resource::{Gone, Order, Outside, ResourceHandle, Snapshot, StartError};
+use crate::resource::{Gone, Order, Outside, ResourceHandle, Snapshot, StartError, VolumeUse};
 use crate::{resource, settings};
 
 /// For one resource to step down, say goodbye and detach when the daemon is told to end.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 /// A resource thread that does not answer for this long is stuck.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Addresses of clients in a message; of more, only the number.
+const CLIENTS_NAMED_MAX: usize = 4;
 
 /// One resource as the control plane sees it.
 pub struct Served {
@@ -146,7 +149,7 @@ impl Served {
     pub async fn held(&self, snapshot: &Snapshot) -> Option<String> {
         for (number, volume) in snapshot.volumes.iter().filter(|(_, volume)| volume.device) {
             if volume.clients > 0 {
-                return Some(format!("{} NBD clients use volume {number}", volume.clients));
+                return Some(nbd_clients(*number, volume));
             }
             let Some(Device::Ublk(minor)) = self.local.volume(*number).map(|v| v.device) else { continue };
             // Opening a block device may wait for it.
@@ -203,5 +206,34 @@ impl Served {
             }
         }
         Ok(())
+    }
+}
+
+/// Who they are decides where to go and stop them.
+fn nbd_clients(number: VolumeNumber, volume: &VolumeUse) -> String {
+    let text = format!("{} NBD clients use volume {number}", volume.clients);
+    let remote = &volume.remote_clients;
+    if remote.is_empty() {
+        return text;
+    }
+    let named: Vec<String> = remote.iter().take(CLIENTS_NAMED_MAX).map(ToString::to_string).collect();
+    let more = if remote.len() > named.len() { ", …" } else { "" };
+    format!("{text}, from {}{more}", named.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_from_elsewhere_are_named() {
+        let text = |clients, ports: std::ops::Range<u16>| {
+            let remote_clients = ports.map(|port| ([10, 0, 0, 7], port).into()).collect();
+            nbd_clients(VolumeNumber::new(3).unwrap(), &VolumeUse { clients, remote_clients, ..VolumeUse::default() })
+        };
+        assert_eq!(text(2, 0..0), "2 NBD clients use volume 3");
+        assert_eq!(text(2, 1..2), "2 NBD clients use volume 3, from 10.0.0.7:1");
+        let many = "9 NBD clients use volume 3, from 10.0.0.7:1, 10.0.0.7:2, 10.0.0.7:3, 10.0.0.7:4, …";
+        assert_eq!(text(9, 1..9), many);
     }
 }

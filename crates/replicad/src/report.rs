@@ -30,6 +30,10 @@ pub fn report(
         }
         if usage.device {
             report.replicad.device = device_path(volume.number, volume.device);
+            report.replicad.nbd_trouble = usage.nbd_trouble.clone().unwrap_or_default();
+            if let Device::Nbd { listen: Some(address) } = volume.device {
+                report.replicad.nbd_address = address.to_string();
+            }
         }
         Some(report)
     });
@@ -66,6 +70,8 @@ fn device(number: VolumeNumber, status: &VolumeStatus, usage: &VolumeUse) -> Dev
         replicad: OwnDeviceKeys {
             backing_dev: usage.backing.as_ref().map_or("none".into(), |path| path.display().to_string()),
             device: String::new(),
+            nbd_address: String::new(),
+            nbd_trouble: String::new(),
             al_suspended: status.al_suspended,
             blocked: "no".into(),
         },
@@ -190,6 +196,9 @@ fn verdict(local: &LocalResource, snapshot: &Snapshot) -> String {
             }
             state => troubles.push(format!("volume {number} is {state} here")),
         }
+    }
+    for (number, volume) in &snapshot.volumes {
+        troubles.extend(volume.nbd_trouble.iter().map(|trouble| format!("volume {number} is {trouble}")));
     }
     for (id, peer) in &status.peers {
         match peer.connection {

@@ -8,6 +8,7 @@ mod network;
 mod thread;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -43,10 +44,16 @@ pub enum Order {
         peer: NodeId,
         sockets: Established,
     },
-    /// An application connected to the volume's NBD socket.
+    /// An application connected to the volume over NBD. `from`: its address if it came over TCP.
     NbdClient {
         volume: VolumeNumber,
         socket: OwnedFd,
+        from: Option<SocketAddr>,
+    },
+    /// Why the volume is not served on its TCP address, or that it is.
+    NbdAddress {
+        volume: VolumeNumber,
+        trouble: Option<String>,
     },
     /// The kernel's device for the volume was made.
     UblkDevice {
@@ -73,6 +80,10 @@ pub struct VolumeUse {
     pub device: bool,
     /// Applications that hold it.
     pub clients: usize,
+    /// Those of them that came over TCP.
+    pub remote_clients: Vec<SocketAddr>,
+    /// Why NBD's TCP address does not serve it; for people.
+    pub nbd_trouble: Option<String>,
 }
 
 /// What the thread wants from the control plane.

@@ -223,14 +223,16 @@ impl Resource {
         if self.engine.next_deadline().is_some_and(|deadline| deadline <= self.now()) {
             self.feed(Input::Tick);
         }
-        self.streams.kill_overdue(Instant::now());
+        let now = Instant::now();
+        self.streams.kill_overdue(now);
+        self.nbd.cut_undecided(now);
     }
 
     /// Until the engine or a closing socket has something to do. `None`: for ever.
     fn timeout(&self) -> Option<Duration> {
         let engine = self.engine.next_deadline().map(|deadline| deadline.since(self.now()));
         let now = Instant::now();
-        let instants = [self.streams.next_deadline(), self.ending];
+        let instants = [self.streams.next_deadline(), self.nbd.next_deadline(), self.ending];
         instants.into_iter().flatten().map(|at| at.saturating_duration_since(now)).chain(engine).min()
     }
 
@@ -256,7 +258,8 @@ impl Resource {
                         self.feed(input);
                     }
                 }
-                Order::NbdClient { volume, socket } => self.nbd.add(volume, socket),
+                Order::NbdClient { volume, socket, from } => self.nbd.add(volume, socket, from, Instant::now()),
+                Order::NbdAddress { volume, trouble } => self.nbd_address(volume, trouble),
                 Order::UblkDevice { volume, device } => self.ublk_device(volume, *device),
                 Order::End => self.end(),
             }
@@ -287,6 +290,11 @@ impl Resource {
         self.command(Command::Attach { volume, disk }, answer);
     }
 
+    fn nbd_address(&mut self, volume: VolumeNumber, trouble: Option<String>) {
+        self.volume_mut(volume).nbd_trouble = trouble;
+        self.publish();
+    }
+
     fn ublk_device(&mut self, volume: VolumeNumber, device: ublk_frontend::Device) {
         // It may have become unwanted while it was made; then it goes through the same door out.
         self.ublk.add(volume, device, &mut self.ring);
@@ -298,7 +306,8 @@ impl Resource {
     fn snapshot(&self) -> Snapshot {
         let mut volumes = self.volumes.clone();
         for (number, volume) in &mut volumes {
-            volume.clients = self.nbd.holders(*number);
+            volume.clients = self.nbd.holders(*number).count();
+            volume.remote_clients = self.nbd.holders(*number).flatten().collect();
         }
         Snapshot { status: self.engine.status(), volumes }
     }
