@@ -239,6 +239,26 @@ mod tests {
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(DEAD_AFTER));
     }
 
+    /// On one thread nothing else gets a turn between `close` and what follows it.
+    #[tokio::test]
+    async fn closed_doors_leave_the_address_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r0.0.nbd");
+        let (handle, _mailbox) = crate::resource::mailbox("r0").unwrap();
+        let served = Served { resource: "r0".into(), volume: VolumeNumber::new(0).unwrap(), handle };
+        let free = bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        for _ in 0..3 {
+            let doors = Doors::open(served.clone(), &path, Some(address));
+            TcpStream::connect(address).await.expect("it listens as soon as it is open");
+            assert!(path.exists() && bind_tcp(address).is_err());
+            doors.close().await;
+            assert!(!path.exists());
+            drop(bind_tcp(address).expect("nothing listens any more"));
+        }
+    }
+
     #[tokio::test]
     async fn an_address_that_cannot_be_had_says_what_to_do() {
         let taken = bind_tcp("127.0.0.1:0".parse().unwrap()).unwrap();
