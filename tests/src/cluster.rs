@@ -4,18 +4,24 @@ use crate::network::{Network, address, address6};
 use crate::{Node, wait_for};
 use metadata::layout::{Geometry, Layout, Placement};
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use tempfile::TempDir;
 
 const NAMES: [&str; 3] = ["alice", "bob", "charlie"];
 const PORT: u16 = 7789;
+const NBD_PORT: u16 = 10809;
 
 /// What a test wants to be different from the usual.
 pub struct Setup {
     pub nodes: u8,
     pub disk_bytes: u64,
     pub ipv6: bool,
+    /// Machines on the switch that are no nodes.
+    pub guests: u8,
+    /// Each node serves NBD over TCP, too, at [`Cluster::nbd_address`].
+    pub nbd_tcp: bool,
     pub protocol: char,
     /// More of the table `net`, each ending with a comma.
     pub net: &'static str,
@@ -25,7 +31,16 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { nodes: 2, disk_bytes: 64 << 20, ipv6: false, protocol: 'C', net: "", differs: Vec::new() }
+        Setup {
+            nodes: 2,
+            disk_bytes: 64 << 20,
+            ipv6: false,
+            guests: 0,
+            nbd_tcp: false,
+            protocol: 'C',
+            net: "",
+            differs: Vec::new(),
+        }
     }
 }
 
@@ -35,12 +50,13 @@ pub struct Cluster {
     pub network: Network,
     pub dir: TempDir,
     disk_bytes: u64,
+    ipv6: bool,
 }
 
 impl Setup {
     /// Namespaces, configuration and empty disks; no metadata, no daemon.
     pub fn prepare(self) -> Cluster {
-        let network = Network::new(self.nodes);
+        let network = Network::new(self.nodes + self.guests);
         let dir = TempDir::new().expect("a temporary directory");
         let node = |at: u8| {
             let name = NAMES[usize::from(at)];
@@ -58,7 +74,7 @@ impl Setup {
             });
             std::fs::write(&node.config, text).expect("a configuration can be written");
         }
-        Cluster { nodes, network, dir, disk_bytes: self.disk_bytes }
+        Cluster { nodes, network, dir, disk_bytes: self.disk_bytes, ipv6: self.ipv6 }
     }
 
     /// All nodes up, metadata fresh, nobody Primary. Not necessarily connected.
@@ -90,17 +106,22 @@ impl Setup {
             self.protocol, self.net
         );
         for (at, name) in (0..self.nodes).zip(NAMES) {
-            let ip = if self.ipv6 { address6(at) } else { address(at) };
-            let address = std::net::SocketAddr::new(ip, PORT);
+            let address = socket_address(at, self.ipv6, PORT);
+            let nbd = socket_address(at, self.ipv6, NBD_PORT);
+            let device = if self.nbd_tcp { format!(", device = \"nbd:{nbd}\"") } else { String::new() };
             let disk = dir.join(format!("{name}.img"));
             text += &format!(
                 "\n[[resource.on]]\nnode = \"{name}\"\nnode-id = {at}\naddress = \"{address}\"\n\
-                 volume = [{{ number = 0, disk = \"{}\" }}]\n",
+                 volume = [{{ number = 0, disk = \"{}\"{device} }}]\n",
                 disk.display()
             );
         }
         text
     }
+}
+
+fn socket_address(node: u8, ipv6: bool, port: u16) -> SocketAddr {
+    SocketAddr::new(if ipv6 { address6(node) } else { address(node) }, port)
 }
 
 impl Cluster {
@@ -120,6 +141,18 @@ impl Cluster {
     }
     pub fn bob_mut(&mut self) -> &mut Node {
         &mut self.nodes[1]
+    }
+
+    /// Where a node serves NBD over TCP while it is Primary, if the setup wanted it.
+    pub fn nbd_address(&self, node: u8) -> SocketAddr {
+        socket_address(node, self.ipv6, NBD_PORT)
+    }
+    pub fn nbd_tcp_uri(&self, node: u8) -> String {
+        format!("nbd://{}/r0.0", self.nbd_address(node))
+    }
+    /// The namespace of a machine that is no node.
+    pub fn guest(&self) -> String {
+        self.network.namespace(self.nodes.len() as u8)
     }
 
     /// Bytes of a disk that carry data; the rest is metadata.

@@ -2,11 +2,15 @@
 //! cannot say: which writes exactly were acknowledged. Numbers: the NBD protocol document.
 
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+trait Stream: Read + Write + Send {}
+impl<T: Read + Write + Send> Stream for T {}
+
 pub struct Client {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
     pub size_bytes: u64,
     requests: u64,
 }
@@ -25,6 +29,18 @@ impl Client {
     pub fn connect(path: &Path) -> io::Result<Client> {
         let stream = UnixStream::connect(path)?;
         stream.set_read_timeout(Some(crate::PATIENCE))?;
+        Client::negotiate(Box::new(stream))
+    }
+
+    /// Over TCP, as a program in that namespace.
+    pub fn connect_from(namespace: &str, address: SocketAddr) -> io::Result<Client> {
+        let stream = crate::network::inside(namespace, || TcpStream::connect_timeout(&address, crate::PATIENCE))?;
+        stream.set_read_timeout(Some(crate::PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Client::negotiate(Box::new(stream))
+    }
+
+    fn negotiate(stream: Box<dyn Stream>) -> io::Result<Client> {
         let mut client = Client { stream, size_bytes: 0, requests: 0 };
         if &client.take::<16>()? != b"NBDMAGICIHAVEOPT" {
             return Err(io::Error::other("this is no NBD server"));
@@ -89,6 +105,16 @@ impl Client {
         let mut bytes = vec![0; len as usize];
         self.stream.read_exact(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// A write of `len` bytes that stops after the first of them.
+    pub fn begin_write(&mut self, offset: u64, len: u32, bytes: &[u8]) -> io::Result<()> {
+        self.request(WRITE, offset, len, bytes)
+    }
+
+    /// A read whose answer nobody fetches.
+    pub fn ask(&mut self, offset: u64, len: u32) -> io::Result<()> {
+        self.request(READ, offset, len, &[])
     }
 
     pub fn flush(&mut self) -> io::Result<()> {

@@ -1,8 +1,10 @@
-//! One network namespace per node and one for the switch between them. The addresses exist inside only, so every
+//! One network namespace per node, one for every other machine, and one for the switch between them. The addresses exist inside only, so every
 //! test has the same.
 
 use crate::tools;
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub struct Network {
@@ -11,7 +13,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// `nodes` namespaces, each with `eth0` on the switch.
+    /// `nodes` namespaces, each with `eth0` on the switch. A machine that is no node has the next number.
     pub fn new(nodes: u8) -> Network {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("replicad-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
@@ -74,4 +76,18 @@ pub fn address(node: u8) -> IpAddr {
 
 pub fn address6(node: u8) -> IpAddr {
     Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, u16::from(node) + 1).into()
+}
+
+/// Runs `work` as a program in that namespace: sockets that it makes stay there. On a thread of its own, which takes
+/// the change of namespace with it.
+pub fn inside<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> T {
+    let path = format!("/run/netns/{namespace}");
+    let file = File::open(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
+    let enter = || {
+        // Safety: plain numbers, and the descriptor is held.
+        let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
+        assert_eq!(entered, 0, "{path}: {}", std::io::Error::last_os_error());
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(enter).join().expect("the work in the namespace does not panic"))
 }

@@ -52,13 +52,32 @@ pub fn output(program: &str, arguments: &[&str]) -> Output {
         .unwrap_or_else(|e| panic!("{program} cannot be run: {e}"))
 }
 
+/// As `run`, as a program on the machine with that network namespace.
+pub fn run_in(namespace: &str, program: &str, arguments: &[&str]) -> String {
+    run("ip", &[&["netns", "exec", namespace, program], arguments].concat())
+}
+
+/// As `output`, on the machine with that network namespace.
+pub fn output_in(namespace: &str, program: &str, arguments: &[&str]) -> Output {
+    output("ip", &[&["netns", "exec", namespace, program], arguments].concat())
+}
+
 /// fio through its NBD engine: random writes with checksums, read back and checked in the same run.
 pub fn fio_verify(uri: &str, arguments: &[&str]) {
-    let uri = format!("--uri={uri}");
-    let common = [
+    run("fio", &[&fio_words(uri)[..], arguments].concat());
+}
+
+/// As `fio_verify`, on the machine with that network namespace.
+pub fn fio_verify_in(namespace: &str, uri: &str, arguments: &[&str]) {
+    run_in(namespace, "fio", &[&fio_words(uri)[..], arguments].concat());
+}
+
+fn fio_words(uri: &str) -> [&str; 14] {
+    [
         "--name=verify",
         "--ioengine=nbd",
-        &uri,
+        "--uri",
+        uri,
         "--rw=randwrite",
         "--bsrange=4k-64k",
         "--bs_unaligned=0",
@@ -69,6 +88,5 @@ pub fn fio_verify(uri: &str, arguments: &[&str]) {
         "--verify_fatal=1",
         "--randseed=7",
         "--fsync=64",
-    ];
-    run("fio", &[&common[..], arguments].concat());
+    ]
 }

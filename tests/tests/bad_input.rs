@@ -53,6 +53,13 @@ fn one_port_for_two_resources_is_refused() {
 }
 
 #[test]
+fn an_nbd_address_that_replication_has_is_refused() {
+    let name = "an_nbd_address_that_replication_has_is_refused";
+    let words = ["nbd:0.0.0.0:7789", "resource r0 replicates", "another port"];
+    configuration_is_refused(name, "device = \"nbd\"", "device = \"nbd:0.0.0.0:7789\"", &words);
+}
+
+#[test]
 fn one_disk_for_two_resources_is_refused() {
     let name = "one_disk_for_two_resources_is_refused";
     if !tools::ready(name, &["ip"]) {
