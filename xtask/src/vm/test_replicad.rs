@@ -1,5 +1,5 @@
 //! `xtask vm test-replicad`: the daemons on the kernel's ublk driver. In one machine, two nodes in network namespaces:
-//! file systems, fail-over, protocols, a Secondary that dies. In two machines: a Primary that loses its power under load.
+//! file systems, fail-over, protocols, a Secondary that dies, the kernel's NBD client over TCP. In two machines: a Primary that loses its power under load.
 //! The scripts `test_replicad*.sh` are what the guests run, after `replicad.sh`.
 
 use super::image::Image;
@@ -84,7 +84,7 @@ fn guest(kernel: &Kernel, image: &Path, script: &str) -> Builder {
 }
 
 fn one_machine(lab: &Lab, kernel: &Kernel, image: &Path, dir: &Path) -> Result<()> {
-    let mut builder = guest(kernel, image, ONE_MACHINE).module("xfs").module("veth");
+    let mut builder = guest(kernel, image, ONE_MACHINE).module("xfs").module("veth").module("nbd");
     for (name, bytes) in [("alice", DISK_BYTES), ("bob", DISK_BYTES), ("used", 64 << 20)] {
         let disk = dir.join(format!("{name}.raw"));
         create_disk(&disk, bytes)?;

@@ -155,6 +155,54 @@ protocol() {
     end_both
     equal_copies
 }
+# Served over NBD and TCP; the other namespace is a client's machine, whose kernel makes a block device of it.
+nbd_client() {
+    # By ioctl: netlink knows the first namespace only. Two connections. It stays in the background.
+    ip netns exec "$1" nbd-client -nonetlink -connections 2 -name r0.0 "$2" 10809 /dev/nbd0 >>/tmp/nbd.log 2>&1 3>&- ||
+        { cat /tmp/nbd.log; return 1; }
+    eventually has_size
+    equal "size of /dev/nbd0" "$(blockdev --getsize64 /dev/nbd0)" "$(size_bytes "$3")"
+}
+has_size() { [ "$(blockdev --getsize64 /dev/nbd0)" -gt 0 ]; }
+nbd_gone() {
+    nbd-client -nonetlink -d /dev/nbd0
+    eventually not_open "$1"
+}
+not_open() { ctl "$1" status r0 | grep -q 'open:no'; }
+nbd_over_tcp() {
+    configured C
+    for side in "$a 10.1.1.1" "$b 10.1.1.2"; do
+        sed -i "s|disk = \"${side% *}\" }|disk = \"${side% *}\", device = \"nbd:${side#* }:10809\" }|" "$conf"
+    done
+    in_netns alice
+    in_netns bob
+    ctl alice up r0
+    ctl bob up r0
+    ctl alice wait-connect r0 --timeout 240
+    ctl alice promote r0
+    nbd_client bob 10.1.1.1 alice
+    mkfs.ext4 -q -F /dev/nbd0
+    mount -t ext4 /dev/nbd0 /mnt/a
+    head -c 3000000 /dev/urandom >/mnt/a/random
+    fio_verify /mnt/a/fio 4m
+    sums /mnt/a >/tmp/sums
+    refused ctl alice demote r0 2>/tmp/why
+    cat /tmp/why
+    grep -q 'from 10.1.1.2:' /tmp/why
+    umount /mnt/a
+    nbd_gone alice
+    ctl alice demote r0
+    ctl bob promote r0
+    nbd_client alice 10.1.1.2 bob
+    mount -t ext4 /dev/nbd0 /mnt/b
+    sums /mnt/b | cmp - /tmp/sums
+    umount /mnt/b
+    e2fsck -fn /dev/nbd0
+    nbd_gone bob
+    ctl bob demote r0
+    end_both
+    equal_copies
+}
 # What refuses says why in one sentence with the place, and changes nothing.
 refuses_mounted() {
     mkfs.ext4 -q -F /dev/vdd
@@ -209,5 +257,6 @@ check equal_copies finish_c
 check protocol_a protocol A ext4
 check protocol_b protocol B ext4
 check protocol_c.xfs protocol C xfs
+check nbd_over_tcp nbd_over_tcp
 check kernel_is_well refused kernel_complains
 logs
