@@ -72,6 +72,18 @@ fn three_nodes_one_without_disk() {
 }
 
 #[test]
+fn the_example_of_the_nbd_document_gives_each_node_its_address() {
+    let document = include_str!("../../../docs/nbd.md");
+    let (_, rest) = document.split_once("```toml\n").unwrap();
+    let config = Config::parse(Path::new("nbd.md"), rest.split_once("```").unwrap().0).unwrap();
+    for (node, address) in [("alice", "10.2.0.31:10809"), ("bob", "10.2.0.32:10809")] {
+        let own = &config.for_node(node).unwrap()[0];
+        assert_eq!(own.volumes()[0].device, Device::Nbd { listen: Some(address.parse().unwrap()) });
+    }
+    assert_eq!(config.warnings, []);
+}
+
+#[test]
 fn a_node_that_is_not_there_is_told_who_is() {
     let error = good("three-nodes.toml").for_node("dave").unwrap_err().to_string();
     assert_eq!(

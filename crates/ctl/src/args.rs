@@ -124,7 +124,7 @@ pub enum Cmd {
     },
     /// Disconnect from the peers
     Disconnect(Forced),
-    /// Become Primary
+    /// Become Primary; a TCP address for NBD that cannot be had is told on stderr and does not stop it
     #[command(visible_alias = "primary")]
     Promote(Forced),
     /// Become Secondary

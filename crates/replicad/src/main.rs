@@ -23,7 +23,12 @@ const LOCK_NAME: &str = "replicad.lock";
 
 /// Replicates block devices to other nodes.
 #[derive(Parser)]
-#[command(version)]
+#[command(
+    version,
+    after_help = "A volume's `device` in the configuration: \"ublk:N\" for /dev/ublkbN; \"nbd\" for a socket in DIR; \
+                  \"nbd:ADDRESS:PORT\" for\nthe same and TCP at that address of the node, WITHOUT AUTHENTICATION: \
+                  trusted networks only; \"none\"."
+)]
 struct Arguments {
     /// TOML file, or a directory of *.toml
     #[arg(long, value_name = "PATH", default_value = "/etc/replicad")]
