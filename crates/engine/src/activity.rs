@@ -272,6 +272,11 @@ impl ActivityLog {
     }
 
     /// All hot extents, in order of slots.
+    /// Nobody holds an extent or waits for one.
+    pub fn is_unused(&self) -> bool {
+        self.queue.is_empty() && !self.on_its_way && self.entries.iter().all(|entry| entry.references == 0)
+    }
+
     pub fn hot_extents(&self) -> impl Iterator<Item = ExtentIndex> {
         self.entries.iter().filter(|e| e.state == State::Hot).map(|e| ExtentIndex(e.extent))
     }

@@ -1,11 +1,15 @@
 //! The door of a volume: whether the application's requests are let in now, and in which order what waits goes on.
 
+use metadata::superblock::DeviceFlags;
 use types::{BlockOp, DiskState, IoError, ReplicationState, Role, VolumeNumber};
 
 use crate::activity::Hold;
 use crate::api::OnNoData;
-use crate::volume::{Parked, Writer};
+use crate::volume::{Backing, Parked, Writer};
 use crate::{Engine, IoKind};
+
+/// Writes of a peer are not logged (rule AL-5).
+const AL_DISABLED: DeviceFlags = DeviceFlags::AL_DISABLED;
 
 /// Answer to "may a request come in".
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,7 +116,9 @@ impl Engine {
             };
             let volume = self.volume_mut(number);
             let writable = volume.is_writable();
-            let Some(backing) = volume.backing.as_mut().filter(|_| writable) else {
+            let by_peer = matches!(writer, Writer::Peer(_));
+            let logged = |backing: &&mut Backing| !(by_peer && backing.superblock.flags.contains(AL_DISABLED));
+            let Some(backing) = volume.backing.as_mut().filter(|_| writable).filter(logged) else {
                 volume.log_wanted.pop_front();
                 volume.ready.push_back(writer);
                 continue;

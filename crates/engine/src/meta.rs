@@ -31,6 +31,8 @@ pub(crate) struct MetaWriter {
     ring_wanted: bool,
     /// Bits changed that something else covers for now (a hot extent, the peer's own bits).
     stale: bool,
+    /// The log is not kept from now on: what it holds goes when nobody needs it any more.
+    empty_log_wanted: bool,
     /// Nothing covers bits that were set: the next superblock makes them durable, so it goes behind their pages.
     pages_first: bool,
 }
@@ -54,7 +56,14 @@ enum Step {
 impl MetaWriter {
     /// Of a disk that was just attached: all changed pages and an initialised ring come first.
     pub fn new() -> MetaWriter {
-        MetaWriter { step: Step::Idle, bitmap_wanted: true, ring_wanted: true, stale: false, pages_first: false }
+        MetaWriter {
+            step: Step::Idle,
+            bitmap_wanted: true,
+            ring_wanted: true,
+            stale: false,
+            empty_log_wanted: false,
+            pages_first: false,
+        }
     }
     /// Changed pages go to disk as soon as nothing more urgent does.
     pub fn want_bitmap(&mut self) {
@@ -71,6 +80,9 @@ impl MetaWriter {
     }
     pub fn is_stale(&self) -> bool {
         self.stale && !self.bitmap_wanted
+    }
+    pub fn want_empty_log(&mut self) {
+        self.empty_log_wanted = true;
     }
     pub fn want_ring(&mut self) {
         self.ring_wanted = true;
@@ -144,6 +156,14 @@ impl Backing {
     /// What to write next: a ring and its bitmap at attach, then the superblock, then the log (requests wait for
     /// it), then pages.
     fn next_step(&mut self) -> Option<(Step, DiskOp)> {
+        if self.writer.empty_log_wanted && self.log.is_unused() {
+            self.writer.empty_log_wanted = false;
+            // A log that is in use again (by this node as Primary) is not emptied under it.
+            if self.superblock.flags.contains(DeviceFlags::AL_DISABLED) && self.log.hot_extents().next().is_some() {
+                self.log.forget_all();
+                self.writer.want_ring();
+            }
+        }
         if self.writer.ring_wanted {
             return Some(self.pages_step().unwrap_or_else(|| {
                 self.writer.ring_wanted = false;

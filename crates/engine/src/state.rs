@@ -135,6 +135,7 @@ impl Engine {
                 Some((p.id, p.is_connected(), device.replication, device.disk))
             })
             .collect();
+        let unlogged = self.only_the_primary_logs(number);
         let volume = self.volume_mut(number);
         let (disk, crashed) = (volume.disk, volume.crashed_primary);
         let Some(backing) = &mut volume.backing else { return };
@@ -150,6 +151,10 @@ impl Engine {
             flags.set(DeviceFlags::AL_CLEAN, false);
             flags.set(DeviceFlags::PRIMARY_INDICATOR, somebody_writes);
             flags.set(DeviceFlags::CRASHED_PRIMARY, primary || crashed);
+            if unlogged && !flags.contains(DeviceFlags::AL_DISABLED) {
+                backing.writer.want_empty_log();
+            }
+            flags.set(DeviceFlags::AL_DISABLED, unlogged);
         }
         for (peer, connected, replication, peer_disk) in peers {
             let record = &mut backing.superblock.peers[peer.index()];
@@ -171,6 +176,21 @@ impl Engine {
             backing.touch();
             volume.pump = true;
         }
+    }
+
+    /// Rule AL-5: the only node that shares this disk's data is a Primary with a disk. Whatever it sends here is hot in
+    /// its own log, or in its bitmap: a second record adds nothing. (DRBD's rule for the flag, docs/ondisk.md.)
+    fn only_the_primary_logs(&self, number: VolumeNumber) -> bool {
+        let Some(backing) = &self.volume(number).backing else { return false };
+        if self.is_primary() || backing.superblock.max_peers != 1 {
+            return false;
+        }
+        self.peers.values().any(|peer| {
+            let disk = peer.volumes.get(&number).map_or(DiskState::DUnknown, |d| d.disk);
+            let slot = backing.superblock.peers[peer.id.index()].slot.is_some();
+            let logs = disk >= DiskState::Inconsistent && disk != DiskState::DUnknown;
+            slot && peer.is_connected() && peer.role == Role::Primary && logs
+        })
     }
 
     // ------------------------------------------------------------------ what peers are told

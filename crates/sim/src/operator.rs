@@ -56,7 +56,8 @@ impl World {
 
     fn new_disk(&self, me: NodeId, peers: &[NodeId], current: Uuid) -> Disk {
         let o = &self.options;
-        let mut disk = Disk::create(o.volume_bytes, o.external_metadata, o.volatile_cache, peers.len() as u8);
+        let slots = peers.len() as u8 + o.spare_slots;
+        let mut disk = Disk::create(o.volume_bytes, o.external_metadata, o.volatile_cache, slots);
         if o.start == Start::InSync {
             let bytes = disk.data_bytes;
             disk.make_in_sync(me, peers, current, bytes);
@@ -483,7 +484,8 @@ impl World {
         self.stop(id, false);
         for volume in self.volume_numbers() {
             let o = &self.options;
-            let fresh = Disk::create(o.volume_bytes, o.external_metadata, o.volatile_cache, o.nodes - 1);
+            let slots = o.nodes - 1 + o.spare_slots;
+            let fresh = Disk::create(o.volume_bytes, o.external_metadata, o.volatile_cache, slots);
             let old = self.node_mut(id).disks.insert(volume, fresh).expect("every node has disks");
             for truth in self.truths.get_mut(&volume).into_iter().flatten() {
                 truth.complete_on.remove(&id);

@@ -23,6 +23,8 @@ pub struct Options {
     pub volumes: u16,
     pub volume_bytes: u64,
     pub al_extents: u16,
+    /// Bitmap slots that no node owns: with one, a Secondary keeps an activity log of its own (rule AL-5).
+    pub spare_slots: u8,
     pub start: Start,
     pub protocol: Protocol,
     pub external_metadata: bool,
@@ -64,11 +66,12 @@ impl Options {
     pub fn draw(rng: &mut Rng) -> Options {
         let large = rng.chance(250);
         let on = |rng: &mut Rng, per_mille, low: u64, high: u64| rng.chance(per_mille).then(|| rng.between(low, high));
-        Options {
+        let mut options = Options {
             nodes: 2,
             volumes: if rng.chance(200) { 2 } else { 1 },
             volume_bytes: if large { 400 << 20 } else { rng.pick(&[8u64, 16, 33, 64]) << 20 },
             al_extents: if rng.chance(800) { 67 } else { 1237 },
+            spare_slots: 0,
             start: if rng.chance(150) { Start::Fresh } else { Start::InSync },
             protocol: rng.pick(&[Protocol::C, Protocol::C, Protocol::C, Protocol::B, Protocol::A]),
             external_metadata: rng.chance(300),
@@ -100,7 +103,10 @@ impl Options {
             io_error_per_mille: 0,
             ping_int: rng.pick(&[1, 3, 10]) * SECOND,
             timeout: rng.pick(&[1, 3, 6]) * SECOND,
-        }
+        };
+        // Not drawn: seeds of before would mean something else.
+        options.spare_slots = u8::from(options.duration.is_multiple_of(3));
+        options
     }
 
     /// Nothing goes wrong: for tests that bring their own trouble.

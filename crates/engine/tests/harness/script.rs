@@ -252,7 +252,8 @@ fn attach(cluster: &mut Cluster, words: &[&str]) {
     if words.contains(&"fresh") {
         let bytes = size(value(words, "size").unwrap_or("8M"));
         let stamp = value(words, "stamp").map_or(0, |s| s.parse().expect("a stamp"));
-        let slots = (cluster.nodes.len() as u8 - 1).max(1);
+        let slots =
+            value(words, "slots").map_or((cluster.nodes.len() as u8 - 1).max(1), |s| s.parse().expect("a number"));
         cluster.nodes[me].disks.insert(volume, Disk::fresh(bytes, slots, stamp));
     }
     if !cluster.nodes[me].is_running() {
@@ -281,11 +282,12 @@ fn connect(cluster: &mut Cluster, words: &[&str]) {
 fn synced(cluster: &mut Cluster, words: &[&str]) {
     let before = std::mem::replace(&mut cluster.verbosity, Verbosity::None);
     let size = words.iter().copied().find(|w| w.starts_with("size=")).unwrap_or("size=8M");
+    let slots = words.iter().copied().find(|w| w.starts_with("slots=")).unwrap_or("");
     let names: Vec<&str> = words.iter().copied().filter(|w| w.len() == 1).collect();
     for name in &names {
         let me = cluster.index(name);
         let volumes: Vec<_> = cluster.nodes[me].config.volumes.keys().copied().collect();
-        volumes.iter().for_each(|v| attach(cluster, &[&format!("{name}/{v}"), "fresh", size]));
+        volumes.iter().for_each(|v| attach(cluster, &[&format!("{name}/{v}"), "fresh", size, slots]));
     }
     for (i, a) in names.iter().enumerate() {
         names[i + 1..].iter().for_each(|b| connect(cluster, &[a, b]));
