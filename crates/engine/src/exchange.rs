@@ -111,7 +111,9 @@ impl Engine {
         let peer_disk = self.peer(peer).volumes[&number].disk;
         let theirs = self.peer(peer).volumes[&number].current_uuid;
         let mine = self.volume(number).current_uuid();
-        let compared = rule != Rule::NoDisk && peer_disk >= DiskState::Negotiating;
+        // A missed end is a resync that is only put off until its source is UpToDate.
+        let open = matches!(rule, Rule::SyncSourceMissedFinish | Rule::SyncSourcePeerMissedFinish);
+        let compared = rule != Rule::NoDisk && !open && peer_disk >= DiskState::Negotiating;
         let equal = compared && mine.same(theirs) && !mine.is_just_created();
         if equal && rule != Rule::JustCreatedBoth {
             self.drop_bits_of_equal(peer, number);
