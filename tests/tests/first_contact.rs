@@ -99,6 +99,10 @@ impl Machine<'_> {
                 assert!(unit.contains("ExecStart=/usr/sbin/replicad --config /etc/replicad\n"), "{unit}");
                 assert!(self.root.join("usr/sbin/replicad").is_file());
                 self.node.start();
+                let after = unit.lines().filter_map(|line| line.strip_prefix("ExecStartPost=-/usr/sbin/replicactl "));
+                let after: Vec<&str> = after.collect();
+                assert_eq!(after, ["up all"], "{unit}");
+                after.into_iter().for_each(|line| drop(self.node.done(line)));
             }
             ["install" | "mkfs.ext4" | "mount" | "umount", ..] => self.run(&words),
             _ => panic!("the README has a command that this test does not know: {line}"),
