@@ -73,7 +73,16 @@ impl Engine {
 
     fn begin_diskless_generation(&mut self, number: VolumeNumber, weak: NodeSet, reason: &'static str) {
         let current = self.random_uuid();
-        self.volume_mut(number).exposed_uuid = current;
+        let keepers = self.peers.values().filter(|p| {
+            let device = &p.volumes[&number];
+            let follows = device.disk == DiskState::UpToDate && device.replication == ReplicationState::Established;
+            // A kernel peer need not say when it has it.
+            p.is_connected() && follows && p.is_replicad()
+        });
+        let keepers: NodeSet = keepers.map(|p| p.id).collect();
+        let volume = self.volume_mut(number);
+        volume.exposed_uuid = current;
+        volume.generation_unconfirmed = keepers;
         self.event(Event::NewGeneration { volume: number, current, reason });
         for peer in self.peers_to_tell() {
             let message = Message::CurrentUuid { uuid: current, weak_nodes: weak.to_wire() };
@@ -119,6 +128,13 @@ impl Engine {
         backing.touch();
         self.close_epoch();
         true
+    }
+
+    /// The peer has the generation of this diskless Primary on its disk, or is out of the question.
+    pub(crate) fn generation_confirmed(&mut self, peer: NodeId, number: VolumeNumber) {
+        let volume = self.volume_mut(number);
+        volume.generation_unconfirmed = volume.generation_unconfirmed.without(peer);
+        self.check_all_writes();
     }
 
     /// The superblock with the new generation is on disk.
@@ -252,6 +268,9 @@ impl Engine {
     /// The peer announced its generations over a standing connection.
     pub(crate) fn uuids_changed(&mut self, peer: NodeId, number: VolumeNumber) {
         let theirs = self.peer(peer).volumes[&number].uuids.clone().expect("just stored");
+        if theirs.current.same(self.volume(number).exposed_uuid) {
+            self.generation_confirmed(peer, number);
+        }
         if theirs.flags & uuid_flag::NEW_DATAGEN != 0 {
             return self.follow_generation(peer, number, theirs.current, NodeSet::from_wire(theirs.node_mask));
         }
@@ -325,7 +344,14 @@ impl Engine {
         backing.superblock.push_history(old);
         backing.touch();
         self.event(Event::NewGeneration { volume: number, current: new, reason: "the Primary's" });
-        self.send_uuids(peer, number, 0, None);
+        // The Primary may complete writes on the strength of it (rule GE-2).
+        self.when_durable(number, Deferred::ConfirmGeneration { peer });
+    }
+
+    pub(crate) fn confirm_generation(&mut self, peer: NodeId, number: VolumeNumber) {
+        if self.peer(peer).is_connected() {
+            self.send_uuids(peer, number, 0, None);
+        }
     }
 
     /// The Primary began its generation without counting on this node, which was not UpToDate as far as it knew: what it

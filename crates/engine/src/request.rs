@@ -496,6 +496,11 @@ impl Engine {
         if lost && self.volume(number).backing.as_ref().is_some_and(|b| !b.is_settled()) {
             return;
         }
+        // Without a disk of its own the generation that this write may count on is on the peers' disks first.
+        let whole = write.local == Local::Ok;
+        if !whole && !self.volume(number).generation_unconfirmed.is_empty() {
+            return;
+        }
         let remote = write.legs.iter().any(Leg::succeeded);
         // A sync target's disk alone is no copy: the resync will overwrite it with what the source has (rule PR-2).
         let good = self.volume(number).disk == DiskState::UpToDate;
@@ -605,8 +610,10 @@ impl Engine {
             if flush.local == Local::Pending || !flush.waits.is_empty() {
                 continue;
             }
-            let settled = self.volume(flush.volume).backing.as_ref().is_none_or(|b| b.is_settled());
-            if !settled {
+            let volume = self.volume(flush.volume);
+            let settled = volume.backing.as_ref().is_none_or(|b| b.is_settled());
+            let confirmed = flush.local == Local::Ok || volume.generation_unconfirmed.is_empty();
+            if !settled || !confirmed {
                 continue;
             }
             let flush = self.flushes.remove(key).expect("listed above");

@@ -22,6 +22,10 @@ pub(crate) enum Deferred {
     },
     /// Attach: the metadata says that the disk is in use.
     AttachReady,
+    /// A Primary's generation was taken over: tell it.
+    ConfirmGeneration {
+        peer: NodeId,
+    },
     /// A sync target's disk is marked Inconsistent: requests may go out.
     ResyncReady {
         peer: NodeId,
@@ -297,6 +301,7 @@ impl Engine {
             progress = true;
             match action {
                 Deferred::AnnounceGeneration { weak } => self.announce_generation(number, weak),
+                Deferred::ConfirmGeneration { peer } => self.confirm_generation(peer, number),
                 Deferred::AttachReady => self.attach_ready(number),
                 Deferred::ResyncReady { peer } => self.resync_ready(peer, number),
                 Deferred::ResyncFinished { peer } => self.announce_resync_finished(peer, number),
@@ -329,6 +334,9 @@ impl Engine {
             } else {
                 self.generation_is_due(number, "a peer's disk is gone");
             }
+        }
+        if to != D::UpToDate {
+            self.generation_confirmed(peer, number);
         }
         if to <= D::Failed {
             self.abort_resync(peer, number, "the peer has no disk");

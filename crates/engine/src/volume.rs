@@ -64,6 +64,8 @@ pub(crate) struct Volume {
     pub exposed_uuid: Uuid,
     /// A new generation has to begin before the next write is let in; why.
     pub generation_due: Option<&'static str>,
+    /// Peers that do not have the generation of this diskless Primary on their disks yet.
+    pub generation_unconfirmed: NodeSet,
     /// Peers whose link died while they held completed writes of this Primary that they had not confirmed as stable.
     pub unconfirmed_at: NodeSet,
     /// A lost Primary's writes are made durable before a peer is connected (rule EP-5).
@@ -129,6 +131,7 @@ impl Volume {
             exposed_bytes: 0,
             exposed_uuid: Uuid::ZERO,
             generation_due: None,
+            generation_unconfirmed: NodeSet::EMPTY,
             unconfirmed_at: NodeSet::EMPTY,
             salvage: Salvage::Nothing,
             crashed_primary: false,

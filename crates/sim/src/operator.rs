@@ -335,7 +335,11 @@ impl World {
             return self.attach(id, volume);
         }
         match self.rng.between(0, 3) {
-            0 | 1 => self.command(id, Command::Detach { volume, force: false }, false),
+            // With force the disk goes at once, as one that fails. Not drawn: seeds of before would mean something else.
+            0 | 1 => {
+                let force = self.now.is_multiple_of(4);
+                self.command(id, Command::Detach { volume, force }, false);
+            }
             2 => {
                 // Only with another copy: the person is careless, not mad.
                 if self.has_other_copy(id, volume, &status) {
