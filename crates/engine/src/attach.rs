@@ -147,7 +147,8 @@ impl Engine {
 
     /// The peers agree: they see the disk and say what they think of it; their answers decide.
     pub(crate) fn attach_committed(&mut self, number: VolumeNumber) {
-        self.set_disk(number, DiskState::Negotiating, "attach");
+        self.set_disk_untold(number, DiskState::Negotiating, "attach");
+        // In this order: the peers compare when they hear the state.
         for peer in self.peers_to_tell() {
             self.send_sizes(peer, number);
             self.send_uuids(peer, number, 0, None);

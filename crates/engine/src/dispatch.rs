@@ -195,15 +195,18 @@ impl Engine {
         if !self.peer(peer).is_connected() {
             return;
         }
+        // A disk appears over a standing connection: not before it is known to be the one that this Primary showed.
+        if disk != before
+            && let Err((end, text)) = self.check_shown_data(peer, number)
+        {
+            return self.end_connection(peer, end, ConnectionState::Disconnecting, &text);
+        }
         self.set_peer_disk(peer, number, disk, "told by the peer");
         self.update_pause(peer, number);
         if target_ended {
             return;
         }
         if disk == DiskState::Negotiating && before != DiskState::Negotiating {
-            if let Err((end, text)) = self.check_shown_data(peer, number) {
-                return self.end_connection(peer, end, ConnectionState::Disconnecting, &text);
-            }
             self.send_uuids(peer, number, 0, None);
             self.send_state(peer, number);
         }
