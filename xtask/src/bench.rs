@@ -1,13 +1,13 @@
-//! `xtask bench`: ratios, never speeds: each number is ours divided by a bare probe that ran in turn with it on the
-//! same files and the same link. Medians of the rounds. One table, and `target/bench.json` for who compares.
+//! `xtask bench`: ratios, never speeds: each number is ours divided by something that ran in turn with it on the same
+//! kind of disk and link. Medians of the rounds. One table, and `target/bench.json` for who compares.
 //!
-//! What stands here needs no kernel device. The part in virtual machines (ublk against a plain pass-through, and
-//! against the kernel's DRBD) adds its rows with [`Row`] through [`rows_of_machines`].
+//! What stands here needs no kernel device: its divisors are bare probes. The part in a virtual machine (ublk against
+//! a plain pass-through, and against the kernel's DRBD) is `vm::bench`. docs/performance.md says what the rows mean.
 
 mod cluster;
 mod probe;
 
-use crate::workspace;
+use crate::{vm, workspace};
 use anyhow::{Context, Result, bail};
 use cluster::Pair;
 use std::fs;
@@ -23,22 +23,32 @@ pub struct Args {
     /// Size of the disks
     #[arg(long, default_value_t = 512)]
     size_mib: u64,
+    /// Leave out the virtual machine
+    #[arg(long)]
+    skip_vm: bool,
+    #[command(flatten)]
+    machine: vm::bench::Args,
 }
 
 /// One line of the table. The two series were measured in turn, in `unit`; more is better.
 pub struct Row {
-    pub name: &'static str,
+    pub name: String,
     pub unit: &'static str,
     pub ours: Vec<f64>,
+    /// Of the divisor.
     pub probe: Vec<f64>,
+    /// What ours is divided by.
+    pub divisor: &'static str,
     /// What design and users may expect of the ratio; none where there is no promise.
     pub goal: Option<f64>,
     pub meaning: &'static str,
+    /// The virtual machine that it was measured in; none: here.
+    pub machine: Option<String>,
 }
 
 impl Row {
-    fn new(name: &'static str, unit: &'static str, goal: Option<f64>, meaning: &'static str) -> Row {
-        Row { name, unit, ours: Vec::new(), probe: Vec::new(), goal, meaning }
+    fn new(name: &str, unit: &'static str, divisor: &'static str, goal: Option<f64>, meaning: &'static str) -> Row {
+        Row { name: name.into(), unit, ours: Vec::new(), probe: Vec::new(), divisor, goal, meaning, machine: None }
     }
 
     fn add(&mut self, ours: f64, probe: f64) {
@@ -53,7 +63,8 @@ impl Row {
     fn json(&self) -> serde_json::Value {
         serde_json::json!({
             "name": self.name, "unit": self.unit, "ours": self.ours, "probe": self.probe,
-            "ratio": self.ratio(), "goal": self.goal, "meaning": self.meaning,
+            "divisor": self.divisor, "ratio": self.ratio(), "goal": self.goal, "meaning": self.meaning,
+            "machine": self.machine,
         })
     }
 }
@@ -79,9 +90,21 @@ pub fn main(args: Args) -> Result<()> {
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let mut rows = requests(&args, &dir, &programs)?;
     rows.push(resync(&args, &dir, &programs)?);
-    rows.extend(rows_of_machines());
     fs::remove_dir_all(&dir)?;
-    show(&rows);
+    if args.skip_vm {
+        println!("NOT MEASURED: ublk against a pass-through, and against the kernel's DRBD: --skip-vm");
+        return publish(&rows);
+    }
+    // What was measured is shown also when the machine fails.
+    let machine = vm::bench::rows(&args.machine, false);
+    let failure = machine.map(|more| rows.extend(more)).err();
+    publish(&rows)?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// The table, and the file: what this run measured, in place of what an earlier one did.
+pub fn publish(rows: &[Row]) -> Result<()> {
+    show(rows);
     let path = workspace::target().join("bench.json");
     let all: Vec<_> = rows.iter().map(Row::json).collect();
     fs::write(&path, serde_json::to_string_pretty(&all)?)?;
@@ -89,25 +112,27 @@ pub fn main(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The seam for what runs in virtual machines: nothing yet, and said so.
-fn rows_of_machines() -> Vec<Row> {
-    println!("NOT MEASURED: ublk against a pass-through, and against the kernel's DRBD: `xtask vm` has no bench yet");
-    Vec::new()
-}
-
 /// 4 KiB requests, one at a time.
 fn requests(args: &Args, dir: &std::path::Path, programs: &std::path::Path) -> Result<Vec<Row>> {
     const UNIT: &str = "requests/s";
     let mut alone = Row::new(
-        "write, no peer",
+        "NBD, no peer: 4k write",
         UNIT,
+        "direct write to a file",
         None,
         "NBD, engine and store with no peer connected, against a write to the same kind of file",
     );
-    let mut read = Row::new("read", UNIT, None, "a read through NBD, against a read of the same kind of file");
-    let mut pair = Row::new(
-        "write, protocol C",
+    let mut read = Row::new(
+        "NBD: 4k read",
         UNIT,
+        "direct read of a file",
+        None,
+        "a read through NBD, against a read of the same kind of file",
+    );
+    let mut pair = Row::new(
+        "NBD, protocol C: 4k write",
+        UNIT,
+        "write, and round trip with write",
         Some(0.7),
         "two nodes over loopback through NBD, against a bare write here, 4 KiB over loopback, write there, answer; \
          the goal is for engines without a frontend",
@@ -129,8 +154,9 @@ fn requests(args: &Args, dir: &std::path::Path, programs: &std::path::Path) -> R
 /// A whole disk to a peer without data.
 fn resync(args: &Args, dir: &std::path::Path, programs: &std::path::Path) -> Result<Row> {
     let mut row = Row::new(
-        "resync",
+        "NBD: resync",
         "MiB/s",
+        "copy of a file",
         Some(0.9),
         "a first sync with no other load and c-max-rate out of the way, against copying a file of that size past the \
          cache",
@@ -144,14 +170,26 @@ fn resync(args: &Args, dir: &std::path::Path, programs: &std::path::Path) -> Res
 }
 
 fn show(rows: &[Row]) {
-    println!("\n{:<20} {:>12} {:>12} {:>7} {:>6}  unit", "", "replicad", "bare probe", "ratio", "goal");
+    let head = ["replicad", "divisor", "ratio", "goal"];
+    println!("\n{:<44} {:>10} {:>10} {:>6} {:>5}  {:<10}  divided by", "", head[0], head[1], head[2], head[3], "unit");
     for row in rows {
         let goal = row.goal.map_or("-".into(), |goal| format!("{goal:.2}"));
         let (ours, probe) = (median(&row.ours), median(&row.probe));
-        println!("{:<20} {ours:>12.0} {probe:>12.0} {:>7.2} {goal:>6}  {}", row.name, row.ratio(), row.unit);
+        println!(
+            "{:<44} {ours:>10.0} {probe:>10.0} {:>6.2} {goal:>5}  {:<10}  {}",
+            row.name,
+            row.ratio(),
+            row.unit,
+            row.divisor
+        );
     }
     println!();
-    rows.iter().for_each(|row| println!("{}: {}", row.name, row.meaning));
+    for alike in rows.chunk_by(|one, next| one.meaning == next.meaning) {
+        let row = &alike[0];
+        let more = if alike.len() > 1 { " and below" } else { "" };
+        let machine = row.machine.as_ref().map_or(String::new(), |machine| format!(" ({machine})"));
+        println!("{}{more}: {}{machine}", row.name, row.meaning);
+    }
 }
 
 #[cfg(test)]
@@ -167,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_ratio_is_of_the_medians() {
-        let mut row = Row::new("write", "requests/s", None, "");
+        let mut row = Row::new("write", "requests/s", "probe", None, "");
         [(1.0, 10.0), (5.0, 10.0), (900.0, 10.0)].into_iter().for_each(|(ours, probe)| row.add(ours, probe));
         assert_eq!(row.ratio(), 0.5);
     }

@@ -1,6 +1,7 @@
 //! `xtask vm`: whole machines in QEMU. Each module below is one part of the harness; tests build on `Lab` and
 //! `machine::Vm`. Touches `.cache/vm` only.
 
+pub mod bench;
 pub mod image;
 pub mod initramfs;
 pub mod kernel;
@@ -33,6 +34,8 @@ enum VmCommand {
     TestUblk(TestArgs),
     /// Two daemons on real ublk: fail-over, kills, a power cut
     TestReplicad(ReplicadArgs),
+    /// Ratios on real ublk, against a pass-through and against the kernel's DRBD; `xtask bench` has them, too
+    Bench(BenchArgs),
 }
 
 #[derive(clap::Args)]
@@ -81,6 +84,14 @@ struct ReplicadArgs {
     only: Option<test_replicad::Part>,
 }
 
+#[derive(clap::Args)]
+struct BenchArgs {
+    #[command(flatten)]
+    bench: bench::Args,
+    #[arg(long)]
+    refresh: bool,
+}
+
 impl TestArgs {
     fn flavours(&self) -> &[Flavour] {
         self.kernel.as_ref().map_or(&Flavour::ALL[..], std::slice::from_ref)
@@ -95,6 +106,7 @@ pub fn main(args: Args) -> Result<()> {
         VmCommand::TestReplicad(ReplicadArgs { test, only }) => {
             test_replicad::main(&Lab::open()?, test.flavours(), test.refresh, only)
         }
+        VmCommand::Bench(args) => crate::bench::publish(&bench::rows(&args.bench, args.refresh)?),
     }
 }
 

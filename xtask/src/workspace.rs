@@ -25,9 +25,14 @@ pub fn cargo() -> Command {
 
 /// Builds the programs with one profile and gives the folder that holds them.
 pub fn build_programs(profile: &str) -> Result<PathBuf> {
-    let status = cargo().args(["build", "--profile", profile, "-p", "replicad", "-p", "ctl"]).status()?;
+    build(profile, &["-p", "replicad", "-p", "ctl"])
+}
+
+/// Builds what cargo's arguments name and gives the profile's folder.
+pub fn build(profile: &str, arguments: &[&str]) -> Result<PathBuf> {
+    let status = cargo().args(["build", "--profile", profile]).args(arguments).status()?;
     if !status.success() {
-        bail!("replicad and replicactl do not build");
+        bail!("cargo build {} failed", arguments.join(" "));
     }
     Ok(target().join(if profile == "dev" { "debug" } else { profile }))
 }

@@ -33,7 +33,7 @@ start() {
     echo $! >"/tmp/$started.pid"
     eventually answers "$started"
 }
-answers() { ctl "$1" role r0 >/dev/null 2>&1; }
+answers() { ctl "$1" status >/dev/null 2>&1; }
 # ctl NODE COMMAND...
 ctl() {
     asked=$1

@@ -1,0 +1,268 @@
+//! `xtask vm bench`: replicad on real ublk against what a user has without it, in one boot of one machine: against a
+//! plain ublk pass-through, and against the kernel's own DRBD. `bench.sh` is what the guest runs, after `replicad.sh`.
+//!
+//! All disks are RAM disks of the guest, and the machine has one processor: no disk hides what software costs, no
+//! scheduling between processors makes it vary. Rounds of short jobs, ours and theirs in turn.
+
+use super::image::Image;
+use super::kernel::{Flavour, Kernel};
+use super::machine::{Report, Vm};
+use super::{Lab, judge};
+use crate::bench::Row;
+use crate::{packages, workspace};
+use anyhow::{Context, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const COMMON: &str = include_str!("replicad.sh");
+const SCRIPT: &str = include_str!("bench.sh");
+
+/// Of each of the ten RAM disks, all written before the first round.
+const DISK_MIB: u64 = 64;
+/// The disks, twice what the daemons take, and fio.
+const MEMORY_MIB: u32 = 2048;
+/// Ends a hang: far above what a round and the rest take.
+const LIMIT_PER_ROUND: Duration = Duration::from_secs(180);
+const LIMIT_OF_THE_REST: Duration = Duration::from_secs(300);
+/// What utilities of DRBD 9 call when the module is an 8.4.
+const DRBDSETUP_84: [&str; 2] = ["/usr/lib/drbd/drbdsetup-84", "/lib/drbd/drbdsetup-84"];
+
+/// Options of `bench` and of `vm bench` that concern the machine.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Kernel of the machine
+    #[arg(long, value_enum, default_value = "7")]
+    pub kernel: Flavour,
+    /// Rounds in the machine; the median counts. About 40 seconds each
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    pub vm_rounds: u32,
+}
+
+/// What replicad is compared with. Devices are those that `bench.sh` makes.
+#[derive(Clone, Copy)]
+enum Against {
+    PassThrough,
+    DrbdC,
+    DrbdA,
+}
+
+impl Against {
+    const fn id(self) -> &'static str {
+        match self {
+            Against::PassThrough => "alone",
+            Against::DrbdC => "c",
+            Against::DrbdA => "a",
+        }
+    }
+    const fn ours(self) -> (&'static str, &'static str) {
+        match self {
+            Against::PassThrough => ("ublk, no peer", "/dev/ublkb1"),
+            Against::DrbdC => ("ublk, protocol C", "/dev/ublkb3"),
+            Against::DrbdA => ("ublk, protocol A", "/dev/ublkb4"),
+        }
+    }
+    const fn theirs(self) -> (&'static str, &'static str) {
+        match self {
+            Against::PassThrough => ("ublk pass-through", "/dev/ublkb2"),
+            Against::DrbdC => ("kernel DRBD 8.4, C", "/dev/drbd0"),
+            Against::DrbdA => ("kernel DRBD 8.4, A", "/dev/drbd2"),
+        }
+    }
+    /// The design promises a ratio for the frontend alone, none against DRBD.
+    const fn goal(self) -> Option<f64> {
+        match self {
+            Against::PassThrough => Some(0.95),
+            Against::DrbdC | Against::DrbdA => None,
+        }
+    }
+    const fn meaning(self) -> &'static str {
+        match self {
+            Against::PassThrough => "one node's engine, activity log and store between ublk and a RAM disk",
+            Against::DrbdC | Against::DrbdA => "two nodes in one machine, a RAM disk each",
+        }
+    }
+}
+
+/// What fio does.
+#[derive(Clone, Copy)]
+struct Load {
+    id: &'static str,
+    name: &'static str,
+    /// fio's `rw`
+    pattern: &'static str,
+    block_kib: u32,
+    depth: u32,
+}
+
+const WRITE_4K: Load = Load { id: "w1", name: "4k random write", pattern: "randwrite", block_kib: 4, depth: 1 };
+const WRITES_4K: Load = Load { id: "w32", name: "4k random write", pattern: "randwrite", block_kib: 4, depth: 32 };
+const READS_4K: Load = Load { id: "r32", name: "4k random read", pattern: "randread", block_kib: 4, depth: 32 };
+const WRITES_64K: Load = Load { id: "w64k", name: "64k random write", pattern: "randwrite", block_kib: 64, depth: 8 };
+const WRITES_1M: Load = Load { id: "w1m", name: "1M sequential write", pattern: "write", block_kib: 1024, depth: 4 };
+
+/// One row of the table: a load, on our device and on theirs.
+#[derive(Clone, Copy)]
+struct Case {
+    against: Against,
+    load: Load,
+}
+
+/// fio's name of a job is CASE/SIDE.
+const SIDES: [&str; 2] = ["ours", "theirs"];
+
+impl Case {
+    fn id(self) -> String {
+        format!("{}.{}", self.against.id(), self.load.id)
+    }
+
+    fn job(self, side: &str) -> String {
+        let Load { pattern, block_kib, depth, .. } = self.load;
+        let (_, device) = if side == SIDES[0] { self.against.ours() } else { self.against.theirs() };
+        format!("[{}/{side}]\nfilename={device}\nrw={pattern}\nbs={block_kib}k\niodepth={depth}\n", self.id())
+    }
+
+    fn row(self, kernel: &Kernel) -> Row {
+        let Load { name, depth, .. } = self.load;
+        Row {
+            name: format!("{}: {name}, depth {depth}", self.against.ours().0),
+            unit: "requests/s",
+            ours: Vec::new(),
+            probe: Vec::new(),
+            divisor: self.against.theirs().0,
+            goal: self.against.goal(),
+            meaning: self.against.meaning(),
+            machine: Some(format!("QEMU, one processor, kernel {}", kernel.release)),
+        }
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let all = [WRITE_4K, WRITES_4K, READS_4K, WRITES_64K, WRITES_1M];
+    let alone = all.map(|load| Case { against: Against::PassThrough, load });
+    let replicated = all.map(|load| Case { against: Against::DrbdC, load });
+    let asynchronous = Case { against: Against::DrbdA, load: WRITE_4K };
+    [&alone[..], &replicated, &[asynchronous]].concat()
+}
+
+/// Runs the machine and gives its rows. None, said loudly, if there is no kernel for it.
+pub fn rows(args: &Args, refresh: bool) -> Result<Vec<Row>> {
+    let lab = Lab::open()?;
+    let Some(kernel) = lab.kernel_or_skip(args.kernel, refresh, "ratios on real ublk") else { return Ok(Vec::new()) };
+    let dir = lab.run_dir(&format!("bench-{}", args.kernel.name()))?;
+    let cases = cases();
+    println!("{} rounds in a machine with kernel {}", args.vm_rounds, kernel.release);
+    let report = Vm::builder(&kernel, &image(&lab)?)
+        .cpus(1)
+        .memory_mib(MEMORY_MIB)
+        .module("ublk_drv")
+        .module("veth")
+        // Its handlers would be looked for at each change of a connection.
+        .module("drbd usermode_helper=/bin/true")
+        .module(&format!("brd rd_nr=10 rd_size={}", DISK_MIB << 10))
+        .timeout(LIMIT_OF_THE_REST + LIMIT_PER_ROUND * args.vm_rounds)
+        .script(&script(&cases, args.vm_rounds))
+        .run(&lab.cache, &dir)?;
+    judge(&format!("bench {}", kernel.release), &report, &dir)?;
+    let mut rows: Vec<Row> = cases.iter().map(|case| case.row(&kernel)).collect();
+    read(&report, &cases, &mut rows)?;
+    for row in &rows {
+        let complete = [&row.ours, &row.probe].iter().all(|side| side.len() == args.vm_rounds as usize);
+        ensure!(complete, "{}: not measured in every round; see {}", row.name, dir.display());
+    }
+    Ok(rows)
+}
+
+fn image(lab: &Lab) -> Result<PathBuf> {
+    packages::ensure_libclang()?;
+    let programs = workspace::build_programs("release")?;
+    let examples = workspace::build("release", &["-p", "ublk-frontend", "--example", "memdisk"])?.join("examples");
+    let drbdsetup = DRBDSETUP_84.map(Path::new).into_iter().find(|path| path.is_file());
+    let drbdsetup = drbdsetup.context("drbd-utils of this machine have no drbdsetup-84")?;
+    let mut image = Image::with_tools()?;
+    for program in [&programs.join("replicad"), &programs.join("replicactl"), &examples.join("memdisk"), drbdsetup] {
+        let name = program.file_name().expect("a program has a name");
+        image.add_binary(program, Path::new("/usr/bin").join(name))?;
+    }
+    image.build(&lab.cache)
+}
+
+fn script(cases: &[Case], rounds: u32) -> String {
+    let (ours_first, theirs_first) = (jobs(cases, SIDES), jobs(cases, [SIDES[1], SIDES[0]]));
+    format!(
+        "{COMMON}\nrounds={rounds}\ndisk_mib={DISK_MIB}\n\
+         cat >/tmp/ours_first <<'JOBS'\n{ours_first}JOBS\ncat >/tmp/theirs_first <<'JOBS'\n{theirs_first}JOBS\n{SCRIPT}"
+    )
+}
+
+/// A round: one job after the other. What fio does besides I/O weighs the same on both sides and brings every ratio
+/// nearer to one, so it does as little as it can.
+fn jobs(cases: &[Case], sides: [&str; 2]) -> String {
+    const COMMON: &str = "[global]\nioengine=libaio\ndirect=1\nthread=1\nstonewall\ntime_based=1\nruntime=1s\n\
+                          ramp_time=200ms\nnorandommap=1\ngtod_reduce=1\nscramble_buffers=0\n";
+    let jobs = cases.iter().flat_map(|case| sides.map(|side| case.job(side)));
+    std::iter::once(COMMON.to_owned()).chain(jobs).collect()
+}
+
+/// `measured CASE/SIDE KIB_READ MS KIB_WRITTEN MS` lines into the rows of their cases.
+fn read(report: &Report, cases: &[Case], rows: &mut [Row]) -> Result<()> {
+    for line in report.said.iter().filter_map(|line| line.strip_prefix("measured ")) {
+        let (at, side, requests) = measured(line, cases).with_context(|| format!("the guest said '{line}'"))?;
+        let row = &mut rows[at];
+        let series = if side == SIDES[0] { &mut row.ours } else { &mut row.probe };
+        series.push(requests);
+    }
+    Ok(())
+}
+
+/// Number of the case, side, requests per second.
+fn measured<'a>(line: &'a str, cases: &[Case]) -> Result<(usize, &'a str, f64)> {
+    let mut words = line.split(' ');
+    let (id, side) = words.next().and_then(|job| job.split_once('/')).context("no job")?;
+    let at = cases.iter().position(|case| case.id() == id).context("no such case")?;
+    ensure!(SIDES.contains(&side), "no such side");
+    let numbers = words.map(|word| Ok(word.parse()?)).collect::<Result<Vec<f64>>>()?;
+    let [kib_read, read_ms, kib_written, write_ms] = numbers[..] else { bail!("not four numbers") };
+    let (kib, ms) = if kib_read > 0.0 { (kib_read, read_ms) } else { (kib_written, write_ms) };
+    ensure!(kib > 0.0 && ms > 0.0, "nothing was done");
+    Ok((at, side, kib / f64::from(cases[at].load.block_kib) / (ms / 1000.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_case_has_a_job_per_side_and_a_name_of_its_own() {
+        let cases = cases();
+        let ids: BTreeSet<String> = cases.iter().map(|case| case.id()).collect();
+        assert_eq!(ids.len(), cases.len());
+        let file = jobs(&cases, SIDES);
+        assert_eq!(file.matches("filename=").count(), 2 * cases.len());
+        let first = "[alone.w1/ours]\nfilename=/dev/ublkb1\nrw=randwrite\nbs=4k\niodepth=1\n[alone.w1/theirs]\n\
+                     filename=/dev/ublkb2\n";
+        assert!(file.contains(first), "{file}");
+    }
+
+    #[test]
+    fn what_fio_counted_becomes_requests_per_second() {
+        let cases = cases();
+        let (at, side, requests) = measured("alone.w1/ours 0 0 8000 1000", &cases).unwrap();
+        assert_eq!((at, side, requests), (0, "ours", 2000.0));
+        let (at, side, requests) = measured("c.w64k/theirs 0 0 64000 500", &cases).unwrap();
+        assert_eq!((cases[at].id().as_str(), side, requests), ("c.w64k", "theirs", 2000.0));
+        let (_, _, requests) = measured("alone.r32/theirs 4000 1000 0 0", &cases).unwrap();
+        assert_eq!(requests, 1000.0);
+    }
+
+    #[test]
+    fn a_job_that_did_nothing_is_no_measurement() {
+        let wrong = [
+            "alone.w1/ours 0 0 0 1000",
+            "alone.w1/ours 0 0 8000",
+            "alone.w1/nobodys 0 0 8000 1000",
+            "b.w1/ours 0 0 1 1",
+        ];
+        wrong.iter().for_each(|line| assert!(measured(line, &cases()).is_err(), "{line}"));
+    }
+}
