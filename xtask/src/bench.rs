@@ -60,6 +60,12 @@ impl Row {
         median(&self.ours) / median(&self.probe)
     }
 
+    /// Least and greatest of the rounds' own ratios: how far to trust the median's.
+    fn range(&self) -> (f64, f64) {
+        let ratios = self.ours.iter().zip(&self.probe).map(|(ours, probe)| ours / probe);
+        ratios.fold((f64::INFINITY, 0.0), |(least, greatest), ratio| (ratio.min(least), ratio.max(greatest)))
+    }
+
     fn json(&self) -> serde_json::Value {
         serde_json::json!({
             "name": self.name, "unit": self.unit, "ours": self.ours, "probe": self.probe,
@@ -170,17 +176,17 @@ fn resync(args: &Args, dir: &std::path::Path, programs: &std::path::Path) -> Res
 }
 
 fn show(rows: &[Row]) {
-    let head = ["replicad", "divisor", "ratio", "goal"];
-    println!("\n{:<44} {:>10} {:>10} {:>6} {:>5}  {:<10}  divided by", "", head[0], head[1], head[2], head[3], "unit");
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default();
+    println!("\n{:<width$} {:>9} {:>9}  ratio  of rounds   goal  divided by; unit", "", "replicad", "divisor");
     for row in rows {
         let goal = row.goal.map_or("-".into(), |goal| format!("{goal:.2}"));
-        let (ours, probe) = (median(&row.ours), median(&row.probe));
+        let (ours, probe, (least, greatest)) = (median(&row.ours), median(&row.probe), row.range());
         println!(
-            "{:<44} {ours:>10.0} {probe:>10.0} {:>6.2} {goal:>5}  {:<10}  {}",
+            "{:<width$} {ours:>9.0} {probe:>9.0} {:>6.2}  {least:.2}..{greatest:.2}  {goal:>5}  {}; {}",
             row.name,
             row.ratio(),
-            row.unit,
-            row.divisor
+            row.divisor,
+            row.unit
         );
     }
     println!();
@@ -208,5 +214,6 @@ mod tests {
         let mut row = Row::new("write", "requests/s", "probe", None, "");
         [(1.0, 10.0), (5.0, 10.0), (900.0, 10.0)].into_iter().for_each(|(ours, probe)| row.add(ours, probe));
         assert_eq!(row.ratio(), 0.5);
+        assert_eq!(row.range(), (0.1, 90.0));
     }
 }

@@ -3,10 +3,14 @@
 //!
 //! All disks are RAM disks of the guest, and the machine has one processor: no disk hides what software costs, no
 //! scheduling between processors makes it vary. Rounds of short jobs, ours and theirs in turn.
+//!
+//! Two clocks, a boot each, because neither alone is fair. By time, a busy host makes the numbers jump, and emulation
+//! makes switches between programs far dearer than hardware does, which is what a daemon does more of than a driver.
+//! By instructions, ratios repeat to a percent, but such a switch costs nothing beyond its code. Hardware lies between.
 
 use super::image::Image;
 use super::kernel::{Flavour, Kernel};
-use super::machine::{Report, Vm};
+use super::machine::{INSTRUCTION_NS, Report, Vm};
 use super::{Lab, judge};
 use crate::bench::Row;
 use crate::{packages, workspace};
@@ -27,15 +31,60 @@ const LIMIT_OF_THE_REST: Duration = Duration::from_secs(300);
 /// What utilities of DRBD 9 call when the module is an 8.4.
 const DRBDSETUP_84: [&str; 2] = ["/usr/lib/drbd/drbdsetup-84", "/lib/drbd/drbdsetup-84"];
 
+/// By instructions, a round with each side first; more would say the same.
+const ROUNDS_BY_INSTRUCTIONS: u32 = 2;
+
 /// Options of `bench` and of `vm bench` that concern the machine.
 #[derive(clap::Args)]
 pub struct Args {
     /// Kernel of the machine
     #[arg(long, value_enum, default_value = "7")]
-    pub kernel: Flavour,
-    /// Rounds in the machine; the median counts. About 40 seconds each
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
-    pub vm_rounds: u32,
+    kernel: Flavour,
+    /// Clock of the machine; default: one boot with each
+    #[arg(long, value_enum)]
+    clock: Option<Clock>,
+    /// Rounds by time; the median counts. About 40 seconds each
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    vm_rounds: u32,
+}
+
+/// What the guest's time is.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Clock {
+    Time,
+    /// Those that the guest's processor executed, in the kernel too
+    Instructions,
+}
+
+impl Clock {
+    const ALL: [Clock; 2] = [Clock::Instructions, Clock::Time];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Clock::Time => "time",
+            Clock::Instructions => "instructions",
+        }
+    }
+    const fn unit(self) -> &'static str {
+        match self {
+            Clock::Time => "requests/s",
+            Clock::Instructions => "requests/10^9 instructions",
+        }
+    }
+    /// What counts of a job, and what comes before it.
+    const fn duration(self) -> &'static str {
+        match self {
+            Clock::Time => "runtime=1s\nramp_time=200ms\n",
+            Clock::Instructions => "runtime=500ms\nramp_time=100ms\n",
+        }
+    }
+    /// In its unit, from what the guest took for requests per second.
+    fn rate(self, requests_per_second: f64) -> f64 {
+        match self {
+            Clock::Time => requests_per_second,
+            Clock::Instructions => requests_per_second * f64::from(INSTRUCTION_NS),
+        }
+    }
 }
 
 /// What replicad is compared with. Devices are those that `bench.sh` makes.
@@ -57,8 +106,8 @@ impl Against {
     const fn ours(self) -> (&'static str, &'static str) {
         match self {
             Against::PassThrough => ("ublk, no peer", "/dev/ublkb1"),
-            Against::DrbdC => ("ublk, protocol C", "/dev/ublkb3"),
-            Against::DrbdA => ("ublk, protocol A", "/dev/ublkb4"),
+            Against::DrbdC => ("ublk, C", "/dev/ublkb3"),
+            Against::DrbdA => ("ublk, A", "/dev/ublkb4"),
         }
     }
     const fn theirs(self) -> (&'static str, &'static str) {
@@ -121,11 +170,11 @@ impl Case {
         format!("[{}/{side}]\nfilename={device}\nrw={pattern}\nbs={block_kib}k\niodepth={depth}\n", self.id())
     }
 
-    fn row(self, kernel: &Kernel) -> Row {
+    fn row(self, kernel: &Kernel, clock: Clock) -> Row {
         let Load { name, depth, .. } = self.load;
         Row {
-            name: format!("{}: {name}, depth {depth}", self.against.ours().0),
-            unit: "requests/s",
+            name: format!("{}: {name}, depth {depth}, by {}", self.against.ours().0, clock.name()),
+            unit: clock.unit(),
             ours: Vec::new(),
             probe: Vec::new(),
             divisor: self.against.theirs().0,
@@ -144,14 +193,26 @@ fn cases() -> Vec<Case> {
     [&alone[..], &replicated, &[asynchronous]].concat()
 }
 
-/// Runs the machine and gives its rows. None, said loudly, if there is no kernel for it.
+/// Runs the machine with each clock and gives its rows. None, said loudly, if there is no kernel for it.
 pub fn rows(args: &Args, refresh: bool) -> Result<Vec<Row>> {
     let lab = Lab::open()?;
     let Some(kernel) = lab.kernel_or_skip(args.kernel, refresh, "ratios on real ublk") else { return Ok(Vec::new()) };
-    let dir = lab.run_dir(&format!("bench-{}", args.kernel.name()))?;
+    let image = image(&lab)?;
+    let clocks = args.clock.as_ref().map_or(&Clock::ALL[..], std::slice::from_ref);
+    let mut rows = Vec::new();
+    for clock in clocks {
+        rows.extend(boot(&lab, &kernel, &image, *clock, args.vm_rounds)?);
+    }
+    Ok(rows)
+}
+
+fn boot(lab: &Lab, kernel: &Kernel, image: &Path, clock: Clock, rounds_by_time: u32) -> Result<Vec<Row>> {
+    let rounds = if clock == Clock::Time { rounds_by_time } else { ROUNDS_BY_INSTRUCTIONS };
+    let title = format!("bench {} by {}", kernel.release, clock.name());
+    let dir = lab.run_dir(&format!("bench-{}-{}", kernel.release, clock.name()))?;
     let cases = cases();
-    println!("{} rounds in a machine with kernel {}", args.vm_rounds, kernel.release);
-    let report = Vm::builder(&kernel, &image(&lab)?)
+    println!("{title}: {rounds} rounds");
+    let builder = Vm::builder(kernel, image)
         .cpus(1)
         .memory_mib(MEMORY_MIB)
         .module("ublk_drv")
@@ -159,14 +220,15 @@ pub fn rows(args: &Args, refresh: bool) -> Result<Vec<Row>> {
         // Its handlers would be looked for at each change of a connection.
         .module("drbd usermode_helper=/bin/true")
         .module(&format!("brd rd_nr=10 rd_size={}", DISK_MIB << 10))
-        .timeout(LIMIT_OF_THE_REST + LIMIT_PER_ROUND * args.vm_rounds)
-        .script(&script(&cases, args.vm_rounds))
-        .run(&lab.cache, &dir)?;
-    judge(&format!("bench {}", kernel.release), &report, &dir)?;
-    let mut rows: Vec<Row> = cases.iter().map(|case| case.row(&kernel)).collect();
-    read(&report, &cases, &mut rows)?;
+        .timeout(LIMIT_OF_THE_REST + LIMIT_PER_ROUND * rounds)
+        .script(&script(&cases, clock, rounds));
+    let builder = if clock == Clock::Instructions { builder.clock_by_instructions() } else { builder };
+    let report = builder.run(&lab.cache, &dir)?;
+    judge(&title, &report, &dir)?;
+    let mut rows: Vec<Row> = cases.iter().map(|case| case.row(kernel, clock)).collect();
+    read(&report, &cases, clock, &mut rows)?;
     for row in &rows {
-        let complete = [&row.ours, &row.probe].iter().all(|side| side.len() == args.vm_rounds as usize);
+        let complete = [&row.ours, &row.probe].iter().all(|side| side.len() == rounds as usize);
         ensure!(complete, "{}: not measured in every round; see {}", row.name, dir.display());
     }
     Ok(rows)
@@ -186,8 +248,8 @@ fn image(lab: &Lab) -> Result<PathBuf> {
     image.build(&lab.cache)
 }
 
-fn script(cases: &[Case], rounds: u32) -> String {
-    let (ours_first, theirs_first) = (jobs(cases, SIDES), jobs(cases, [SIDES[1], SIDES[0]]));
+fn script(cases: &[Case], clock: Clock, rounds: u32) -> String {
+    let (ours_first, theirs_first) = (jobs(cases, clock, SIDES), jobs(cases, clock, [SIDES[1], SIDES[0]]));
     format!(
         "{COMMON}\nrounds={rounds}\ndisk_mib={DISK_MIB}\n\
          cat >/tmp/ours_first <<'JOBS'\n{ours_first}JOBS\ncat >/tmp/theirs_first <<'JOBS'\n{theirs_first}JOBS\n{SCRIPT}"
@@ -196,20 +258,20 @@ fn script(cases: &[Case], rounds: u32) -> String {
 
 /// A round: one job after the other. What fio does besides I/O weighs the same on both sides and brings every ratio
 /// nearer to one, so it does as little as it can.
-fn jobs(cases: &[Case], sides: [&str; 2]) -> String {
-    const COMMON: &str = "[global]\nioengine=libaio\ndirect=1\nthread=1\nstonewall\ntime_based=1\nruntime=1s\n\
-                          ramp_time=200ms\nnorandommap=1\ngtod_reduce=1\nscramble_buffers=0\n";
+fn jobs(cases: &[Case], clock: Clock, sides: [&str; 2]) -> String {
+    const COMMON: &str = "[global]\nioengine=libaio\ndirect=1\nthread=1\nstonewall\ntime_based=1\nnorandommap=1\n\
+                          gtod_reduce=1\nscramble_buffers=0\n";
     let jobs = cases.iter().flat_map(|case| sides.map(|side| case.job(side)));
-    std::iter::once(COMMON.to_owned()).chain(jobs).collect()
+    [COMMON, clock.duration()].map(str::to_owned).into_iter().chain(jobs).collect()
 }
 
 /// `measured CASE/SIDE KIB_READ MS KIB_WRITTEN MS` lines into the rows of their cases.
-fn read(report: &Report, cases: &[Case], rows: &mut [Row]) -> Result<()> {
+fn read(report: &Report, cases: &[Case], clock: Clock, rows: &mut [Row]) -> Result<()> {
     for line in report.said.iter().filter_map(|line| line.strip_prefix("measured ")) {
         let (at, side, requests) = measured(line, cases).with_context(|| format!("the guest said '{line}'"))?;
         let row = &mut rows[at];
         let series = if side == SIDES[0] { &mut row.ours } else { &mut row.probe };
-        series.push(requests);
+        series.push(clock.rate(requests));
     }
     Ok(())
 }
@@ -237,7 +299,7 @@ mod tests {
         let cases = cases();
         let ids: BTreeSet<String> = cases.iter().map(|case| case.id()).collect();
         assert_eq!(ids.len(), cases.len());
-        let file = jobs(&cases, SIDES);
+        let file = jobs(&cases, Clock::Time, SIDES);
         assert_eq!(file.matches("filename=").count(), 2 * cases.len());
         let first = "[alone.w1/ours]\nfilename=/dev/ublkb1\nrw=randwrite\nbs=4k\niodepth=1\n[alone.w1/theirs]\n\
                      filename=/dev/ublkb2\n";

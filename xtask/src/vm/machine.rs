@@ -17,6 +17,12 @@ const POLL: Duration = Duration::from_millis(50);
 /// log at the end (the console, which is slow, has only warnings).
 const CHANNELS: [&str; 3] = ["results", "output", "kernel"];
 
+/// Of a guest whose clock counts instructions: 2 to this power is the nanoseconds of one. It then looks to itself like a
+/// processor of 250 million instructions a second, somewhat faster than emulation is: timeouts in it are generous.
+const INSTRUCTION_NS_LOG2: u32 = 2;
+/// For what a guest measured with that clock.
+pub const INSTRUCTION_NS: u32 = 1 << INSTRUCTION_NS_LOG2;
+
 /// A guest to be started. `Vm::builder` makes one.
 pub struct Builder {
     kernel: Kernel,
@@ -28,6 +34,7 @@ pub struct Builder {
     network: Option<(Network, u8)>,
     script: String,
     timeout: Duration,
+    clock_by_instructions: bool,
 }
 
 /// A wire between guests: a multicast group on the loopback interface. The guests see one Ethernet segment.
@@ -87,6 +94,7 @@ impl Vm {
             network: None,
             script: String::new(),
             timeout: Duration::from_secs(600),
+            clock_by_instructions: false,
         }
     }
 
@@ -169,6 +177,11 @@ impl Builder {
         self.script = script.to_owned();
         self
     }
+    /// The guest's clock counts its instructions, so that it cannot see what else this machine does. Needs `cpus(1)`.
+    pub fn clock_by_instructions(mut self) -> Builder {
+        self.clock_by_instructions = true;
+        self
+    }
     pub fn timeout(mut self, timeout: Duration) -> Builder {
         self.timeout = timeout;
         self
@@ -201,8 +214,11 @@ impl Builder {
 
     fn command(&self, dir: &Path, initramfs: &Path) -> Command {
         let mut qemu = Command::new("qemu-system-x86_64");
-        // Emulation works everywhere; KVM is often there and broken, so it is used only on demand.
+        // Emulation works everywhere; KVM is often there and broken, so it is used only on demand, and cannot count.
         match std::env::var_os("REPLICAD_VM_KVM") {
+            _ if self.clock_by_instructions => {
+                qemu.args(["-accel", "tcg,thread=single", "-icount", &format!("shift={INSTRUCTION_NS_LOG2}")])
+            }
             Some(_) => qemu.args(["-accel", "kvm"]),
             None => qemu.args(["-accel", "tcg,thread=multi"]),
         };
