@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long)]
     skip_vm: bool,
     #[command(flatten)]
-    machine: vm::bench::Args,
+    machine: vm::bench::MachineArgs,
 }
 
 /// One line of the table. The two series were measured in turn, in `unit`; more is better.

@@ -49,3 +49,14 @@ fn vm_tests() -> Vec<String> {
     let vm = command.find_subcommand("vm").expect("it is defined above");
     vm.get_subcommands().map(|test| test.get_name().to_string()).filter(|name| name.starts_with("test-")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// clap finds clashing names only when the command that has them is called.
+    #[test]
+    fn the_arguments_of_all_commands_fit_together() {
+        Command::command().debug_assert();
+    }
+}

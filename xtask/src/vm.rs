@@ -87,7 +87,7 @@ struct ReplicadArgs {
 #[derive(clap::Args)]
 struct BenchArgs {
     #[command(flatten)]
-    bench: bench::Args,
+    bench: bench::MachineArgs,
     #[arg(long)]
     refresh: bool,
 }

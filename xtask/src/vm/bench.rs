@@ -36,14 +36,14 @@ const ROUNDS_BY_INSTRUCTIONS: u32 = 2;
 
 /// Options of `bench` and of `vm bench` that concern the machine.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct MachineArgs {
     /// Kernel of the machine
     #[arg(long, value_enum, default_value = "7")]
     kernel: Flavour,
     /// Clock of the machine; default: one boot with each
     #[arg(long, value_enum)]
     clock: Option<Clock>,
-    /// Rounds by time; the median counts. About 40 seconds each
+    /// Rounds by time; the median counts. About half a minute each
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     vm_rounds: u32,
 }
@@ -74,8 +74,8 @@ impl Clock {
     /// What counts of a job, and what comes before it.
     const fn duration(self) -> &'static str {
         match self {
-            Clock::Time => "runtime=1s\nramp_time=200ms\n",
-            Clock::Instructions => "runtime=500ms\nramp_time=100ms\n",
+            Clock::Time => "runtime=600ms\nramp_time=200ms\n",
+            Clock::Instructions => "runtime=300ms\nramp_time=100ms\n",
         }
     }
     /// In its unit, from what the guest took for requests per second.
@@ -194,7 +194,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Runs the machine with each clock and gives its rows. None, said loudly, if there is no kernel for it.
-pub fn rows(args: &Args, refresh: bool) -> Result<Vec<Row>> {
+pub fn rows(args: &MachineArgs, refresh: bool) -> Result<Vec<Row>> {
     let lab = Lab::open()?;
     let Some(kernel) = lab.kernel_or_skip(args.kernel, refresh, "ratios on real ublk") else { return Ok(Vec::new()) };
     let image = image(&lab)?;

@@ -109,17 +109,13 @@ replicating() {
     for resource in c a; do equal "replicad's $resource" "$(ctl alice dstate $resource)" UpToDate/UpToDate; done
     for minor in 0 2; do equal "DRBD's $minor" "$(drbdsetup-84 dstate $minor)" UpToDate/UpToDate; done
 }
-idle_ticks() { awk '/^cpu / { print $5 + $6 }' /proc/stat; }
 # one_round JOBS: fio ends with one line per job. Of its terse format, version 3: the job's name, KiB and milliseconds that
 # were read and written in the part that counts.
 one_round() {
-    idle_before=$(idle_ticks)
     fio --output-format=terse --terse-version=3 "$1" >/tmp/fio.out 2>/tmp/fio.err 3>&- ||
         { cat /tmp/fio.out /tmp/fio.err; return 1; }
     cut -d ';' -f 3,6,9,47,50 /tmp/fio.out | tr ';' ' ' >/tmp/measured
     cat /tmp/measured
-    # Close to none, or it was not the software that was measured.
-    echo "idle in this round: $(($(idle_ticks) - idle_before)) ticks of 10 ms"
     while read -r line; do say "measured $line"; done </tmp/measured
     replicating
 }
