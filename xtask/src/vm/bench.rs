@@ -6,7 +6,7 @@
 //!
 //! Two clocks, a boot each, because neither alone is fair. By time, a busy host makes the numbers jump, and emulation
 //! makes switches between programs far dearer than hardware does, which is what a daemon does more of than a driver.
-//! By instructions, ratios repeat to a percent, but such a switch costs nothing beyond its code. Hardware lies between.
+//! By instructions, ratios repeat to a percent, but such a switch costs nothing beyond its code.
 
 use super::image::Image;
 use super::kernel::{Flavour, Kernel};
