@@ -3,6 +3,7 @@
 //! Blocking; runs on a thread of the control plane, so that reading gigabytes of bitmap does not stop a resource.
 //! Every refusal names the file, the cause and what to do.
 
+use std::collections::TryReserveError;
 use std::path::Path;
 
 use config::{Disk, MetaDisk, Volume};
@@ -11,12 +12,7 @@ use metadata::layout::{Placement, superblock_offset};
 use metadata::{BLOCK_BYTES, Block, FormatError, Layout, Superblock};
 use store::sync::{Aligned, read_exact_at};
 use store::{Backing, OpenOptions, StoreError, StoreErrorKind};
-use types::BlockLimits;
 
-/// Largest read or write that is offered to frontends. Bytes; DRBD's largest bio.
-const IO_BYTES_MAX: u32 = store::buffers::PAYLOAD_BYTES_MAX as u32;
-/// Largest discard offered. Bytes; what feature WSAME allows in one packet.
-const DISCARD_BYTES_MAX: u32 = 128 << 20;
 /// Bitmap is read in pieces of this. Bytes.
 const READ_BYTES: usize = 1 << 20;
 
@@ -98,13 +94,17 @@ fn read(
         .map(|block| read_block(backing, layout.al_block(block)))
         .collect::<Result<Vec<Block>, StoreError>>()
         .map_err(io)?;
-    let bitmap = read_bitmap(backing, &layout).map_err(io)?;
+    let data_bytes = data_bytes(data, metadata.is_some(), &layout);
+    let bitmap_bytes = superblock.geometry().bitmap_bytes(data_bytes).expect("volumes are at most 1 PiB");
+    let bitmap = empty_bitmap(bitmap_bytes)
+        .map_err(|source| refuse_memory(object, bitmap_bytes, &source))
+        .and_then(|bitmap| read_bitmap(bitmap, backing, &layout, bitmap_bytes).map_err(io))?;
     Ok(AttachedDisk {
         superblock,
         bitmap,
         al_blocks,
-        data_bytes: if metadata.is_none() { layout.usable_bytes } else { data.size_bytes() },
-        limits: limits_of(data),
+        data_bytes,
+        limits: data.geometry().limits(),
         external_metadata: metadata.is_some(),
         layout,
     })
@@ -116,33 +116,46 @@ fn read_block(backing: &Backing, offset: u64) -> Result<Block, StoreError> {
     Ok(Block::try_from(&block[..]).expect("one block was allocated"))
 }
 
-fn read_bitmap(backing: &Backing, layout: &Layout) -> Result<Vec<u8>, StoreError> {
-    let len = usize::try_from(layout.bitmap_bytes).expect("a bitmap is at most 1 TiB and usize has 64 bits");
-    let mut bitmap = Vec::with_capacity(len);
+/// What the volume can hold: whole blocks of the data device, and never more than the metadata has bits for.
+fn data_bytes(data: &Backing, external: bool, layout: &Layout) -> u64 {
+    if !external {
+        return layout.usable_bytes;
+    }
+    let block = u64::from(data.geometry().logical_block_bytes);
+    data.size_bytes().min(layout.usable_bytes) / block * block
+}
+
+/// The bitmap of a PiB has a TiB: more than a machine has is a refusal, not the end of the daemon.
+fn empty_bitmap(bytes: u64) -> Result<Vec<u8>, TryReserveError> {
+    let mut bitmap = Vec::new();
+    bitmap.try_reserve_exact(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+    Ok(bitmap)
+}
+
+/// Whole pages, `bytes` of them, into the room that was reserved. What an external area has beyond that is not looked
+/// at: it may be a whole disk for a small volume. Its last page may be cut off by the end of the device: zeroes follow.
+fn read_bitmap(mut bitmap: Vec<u8>, backing: &Backing, layout: &Layout, bytes: u64) -> Result<Vec<u8>, StoreError> {
+    let on_disk = bytes.min(layout.bitmap_bytes) as usize;
     let mut piece = Aligned::zeroed(READ_BYTES);
     let unit = backing.geometry().logical_block_bytes as usize;
-    while bitmap.len() < len {
-        let want = READ_BYTES.min(len - bitmap.len());
+    while bitmap.len() < on_disk {
+        let want = READ_BYTES.min(on_disk - bitmap.len());
         // The area ends on a sector; a disk of larger blocks reads whole blocks, as far as there are any.
         let whole = want.next_multiple_of(unit);
         let offset = layout.bitmap + bitmap.len() as u64;
         read_exact_at(backing, offset, &mut piece[..whole])?;
         bitmap.extend_from_slice(&piece[..want]);
     }
+    bitmap.resize(bytes as usize, 0);
     Ok(bitmap)
 }
 
-fn limits_of(data: &Backing) -> BlockLimits {
-    let geometry = data.geometry();
-    BlockLimits {
-        logical_block_bytes: geometry.logical_block_bytes,
-        physical_block_bytes: geometry.physical_block_bytes,
-        io_bytes_max: IO_BYTES_MAX,
-        discard: geometry.discard,
-        discard_bytes_max: u32::try_from(geometry.discard_bytes_max)
-            .map_or(DISCARD_BYTES_MAX, |max| if geometry.discard { max.min(DISCARD_BYTES_MAX) } else { 0 }),
-        discard_granularity_bytes: geometry.discard_granularity_bytes,
-        volatile_cache: geometry.volatile_cache,
+fn refuse_memory(object: &str, bytes: u64, source: &TryReserveError) -> AttachRefusal {
+    AttachRefusal {
+        code: 122,
+        rule: "ERR_NOMEM",
+        message: format!("{object}: no memory for its bitmap of {bytes} bytes: {source}"),
+        next_step: "add memory, or write new metadata with fewer peers".into(),
     }
 }
 

@@ -66,6 +66,20 @@ impl Cluster {
         self.dir.path().join(format!("disk{node}.img"))
     }
 
+    /// Gives a node a data file of `data_bytes` and fresh metadata for `peers` on a file of its own.
+    pub fn use_external_metadata(&self, node: u8, data_bytes: u64, meta_bytes: u64, peers: u8) {
+        let (disk, meta) = (self.disk(node), self.dir.path().join(format!("meta{node}.img")));
+        File::create(&disk).unwrap().set_len(data_bytes).unwrap();
+        let file = File::create(&meta).unwrap();
+        file.set_len(meta_bytes).unwrap();
+        let layout = Layout::compute(Placement::External, meta_bytes, Geometry::new(peers)).unwrap();
+        let superblock = Superblock::fresh(Geometry::new(peers), &layout).encode();
+        file.write_all_at(&superblock, layout.superblock).unwrap();
+        let text = std::fs::read_to_string(&self.config).unwrap();
+        let (from, to) = (format!("\"{}\"", disk.display()), meta.display());
+        std::fs::write(&self.config, text.replace(&from, &format!("{from}, meta-disk = \"{to}\""))).unwrap();
+    }
+
     /// As configured.
     pub fn address(&self, node: u8) -> std::net::SocketAddr {
         let config = config::Config::load(&self.config).unwrap();
