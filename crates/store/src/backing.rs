@@ -67,15 +67,16 @@ pub struct Geometry {
 
 impl Geometry {
     /// What a frontend may ask of a volume on this disk alone. A discard that the disk cannot do is written as zeroes,
-    /// which costs more than it gives back: it is offered only where the disk discards.
+    /// which costs more than it gives back: it is offered only where the disk discards. Zeroes can always be written.
     pub fn limits(&self) -> BlockLimits {
         let most = BlockLimits::default().discard_bytes_max;
+        let discard_bytes_max = u32::try_from(self.discard_bytes_max).unwrap_or(most).min(most);
         BlockLimits {
             logical_block_bytes: self.logical_block_bytes,
             physical_block_bytes: self.physical_block_bytes,
             io_bytes_max: PAYLOAD_BYTES_MAX as u32,
             discard: self.discard,
-            discard_bytes_max: self.discard_bytes_max.min(most.into()) as u32,
+            discard_bytes_max: if self.discard { discard_bytes_max } else { most },
             discard_granularity_bytes: self.discard_granularity_bytes,
             volatile_cache: self.volatile_cache,
         }
@@ -328,5 +329,23 @@ mod tests {
         assert_eq!(backing.size_bytes(), 1 << 20);
         assert_eq!(backing.refresh_size().unwrap(), 2 << 20);
         assert_eq!(backing.size_bytes(), 2 << 20);
+    }
+
+    #[test]
+    fn a_disk_that_cannot_discard_still_takes_zeroes() {
+        let geometry = Geometry {
+            size_bytes: 1 << 30,
+            logical_block_bytes: 512,
+            physical_block_bytes: 4096,
+            discard: false,
+            discard_granularity_bytes: 0,
+            discard_bytes_max: 0,
+            volatile_cache: true,
+        };
+        let limits = geometry.limits();
+        assert!(!limits.discard);
+        assert_eq!(limits.discard_bytes_max, BlockLimits::default().discard_bytes_max, "bounds write-zeroes, too");
+        let small = Geometry { discard: true, discard_bytes_max: 1 << 20, ..geometry };
+        assert_eq!(small.limits().discard_bytes_max, 1 << 20);
     }
 }
