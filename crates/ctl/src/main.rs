@@ -15,7 +15,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut output = Output::new(cli.global.json);
-    ExitCode::from(run(&cli, &mut output).0)
+    let exit = run(&cli, &mut output);
+    ExitCode::from(output.exit(exit).0)
 }
 
 fn run(cli: &Cli, output: &mut Output) -> Exit {

@@ -1,5 +1,5 @@
 //! Where answers go: results to stdout, everything about failure to stderr. A closed pipe ends the output, not the
-//! program with a panic.
+//! program with a panic; nor does a stderr that takes nothing.
 
 use control::Response;
 use serde_json::json;
@@ -24,15 +24,21 @@ impl Exit {
 pub struct Output {
     pub json: bool,
     closed: bool,
+    /// A part of the answer is lost: the disk is full, not the reader gone.
+    truncated: bool,
 }
 
 impl Output {
     pub fn new(json: bool) -> Output {
-        Output { json, closed: false }
+        Output { json, closed: false, truncated: false }
     }
     /// Nobody reads stdout any more.
     pub fn is_closed(&self) -> bool {
         self.closed
+    }
+    /// `exit`, unless a part of the answer could not be written: half a dump must not look like a whole one.
+    pub fn exit(&self, exit: Exit) -> Exit {
+        if self.truncated { exit.and(Exit::FAILED) } else { exit }
     }
     /// Each call is flushed: events have readers that wait.
     pub fn text(&mut self, text: &str) {
@@ -40,7 +46,8 @@ impl Output {
         if let Err(e) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
             self.closed = true;
             if e.kind() != ErrorKind::BrokenPipe {
-                eprintln!("replicactl: cannot write to stdout: {e}");
+                self.truncated = true;
+                to_stderr(&format!("replicactl: cannot write to stdout: {e}"));
             }
         }
     }
@@ -62,7 +69,7 @@ impl Output {
     }
     /// Not part of the answer.
     pub fn remark(&mut self, text: &str) {
-        eprintln!("{text}");
+        to_stderr(text);
     }
     /// A refusal or failure: for people in DRBD's form with the next step, with `--json` as one value.
     pub fn failure(&mut self, response: &Response) {
@@ -73,8 +80,7 @@ impl Output {
         if self.json {
             let mut value = serde_json::to_value(response).expect("plain data with string keys");
             value["exit-code"] = json!(exit.0);
-            eprintln!("{value}");
-            return;
+            return to_stderr(&value.to_string());
         }
         let (text, next_step) = match response {
             Response::Refused { object, code, rule, state, message, next_step } => {
@@ -87,8 +93,8 @@ impl Output {
             other => panic!("{other:?} is no failure"),
         };
         match next_step {
-            Some(next_step) => eprintln!("{text}; {next_step}"),
-            None => eprintln!("{text}"),
+            Some(next_step) => to_stderr(&format!("{text}; {next_step}")),
+            None => to_stderr(&text),
         }
     }
     /// A failure of this program's own commands; gives back what it ends with.
@@ -96,6 +102,11 @@ impl Output {
         self.failure_with(&Response::Error { message, next_step: None }, exit);
         exit
     }
+}
+
+fn to_stderr(line: &str) {
+    // Where stderr is a closed pipe or a full disk there is nobody left to tell; the exit code still says it.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The words `State change failed: (-N)` and `Failure: (N)` are what programs look for.

@@ -251,3 +251,33 @@ fn identifiers_without_the_daemon() {
     assert!(done(folder.path(), "show-gi carol:r0/0").contains("activity log clean    yes\n"));
     refused(folder.path(), "get-gi dave:r0/0", 10, &["no peer `dave`; there are: bob, carol"]);
 }
+
+/// With these redirections and limits, by a shell.
+fn in_shell(folder: &Path, before: &str, arguments: &str) -> Option<i32> {
+    let program = env!("CARGO_BIN_EXE_replicactl");
+    let line = format!("{before} exec {program} --config config.toml --run-dir . --node alice {arguments}");
+    std::process::Command::new("sh").args(["-c", &line]).current_dir(folder).status().unwrap().code()
+}
+
+#[test]
+fn a_stderr_that_takes_nothing_does_not_change_the_exit_code() {
+    let folder = world();
+    for (arguments, exit) in [("create-md r9", 10), ("status", 20), ("status --json", 20)] {
+        assert_eq!(in_shell(folder.path(), "", &format!("{arguments} 2>/dev/full")), Some(exit), "{arguments}");
+        assert_eq!(in_shell(folder.path(), "", &format!("{arguments} 2>&-")), Some(exit), "{arguments}");
+    }
+}
+
+#[test]
+fn a_dump_that_does_not_fit_on_the_disk_is_a_failure() {
+    let folder = world();
+    done(folder.path(), "create-md r0/0");
+    assert_eq!(in_shell(folder.path(), "", "dump-md r0/0 >/dev/full 2>/dev/null"), Some(1));
+    assert_eq!(in_shell(folder.path(), "", "dump-md r0/0 >/dev/null"), Some(0));
+}
+
+#[test]
+fn creating_metadata_needs_no_more_files_than_the_disk() {
+    let folder = world();
+    assert_eq!(in_shell(folder.path(), "exec >/dev/null; ulimit -n 4;", "create-md r0/0"), Some(0));
+}

@@ -3,6 +3,7 @@
 //! Exit codes: 0 left cleanly, 1 run-time failure, 2 usage or configuration.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,7 +54,8 @@ fn main() -> ExitCode {
     let (config, locals) = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
-            eprintln!("{error}");
+            // Not eprintln, which panics where stderr takes nothing: the exit code has to be the one that is promised.
+            let _ = writeln!(std::io::stderr(), "{error}");
             return ExitCode::from(EXIT_CONFIGURATION);
         }
     };

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command as Process;
@@ -30,7 +31,7 @@ fn a_disk_without_metadata_is_refused_with_the_next_step() {
 #[test]
 fn a_disk_in_use_is_refused() {
     let cluster = Cluster::new(2);
-    let file = std::fs::File::open(cluster.disk(0)).unwrap();
+    let file = File::open(cluster.disk(0)).unwrap();
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let node = cluster.start(0);
     let (code, message, _) = refused(node.ask(Command::Attach { target: r0() }));
@@ -139,6 +140,11 @@ fn usage_and_configuration_errors_end_with_2() {
     let missing = run(&["--config", "/no/such/file.toml"]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such/file.toml"));
+
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut unheard = Process::new(env!("CARGO_BIN_EXE_replicad"));
+    unheard.args(["--config", "/no/such/file.toml"]).stderr(full);
+    assert_eq!(unheard.status().unwrap().code(), Some(2), "also where stderr is on a full disk");
 
     let config = cluster.dir.path().join("replicad.toml").display().to_string();
     let stranger = run(&["--config", &config, "--node", "nobody"]);

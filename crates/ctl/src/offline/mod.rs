@@ -12,7 +12,7 @@ use config::{Config, LocalResource, Volume};
 use control::{Response, Target};
 use disk::{DiskError, MetaDevice};
 use metadata::{Bitmap, DeviceFlags, DumpOptions, Geometry, Layout, Superblock};
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -154,7 +154,10 @@ fn create_md(volume: &LocalVolume, max_peers: Option<u8>, force: bool, output: &
         return exit;
     }
     let mut superblock = Superblock::fresh(geometry, &layout);
-    superblock.device_uuid = random();
+    superblock.device_uuid = match random() {
+        Ok(number) => number,
+        Err(e) => return output.error(Exit::FAILED, format!("{}: no random numbers: {e}", volume.name())),
+    };
     if let Err(e) = device.write_all(&superblock, &layout, &[]) {
         return volume.failed(&e, output);
     }
@@ -208,11 +211,8 @@ fn refuse_occupied(
 }
 
 /// As `drbdadm create-md` does: tells devices apart after they were moved. Never 0, which means none.
-fn random() -> u64 {
-    let mut bytes = [0; 8];
-    let source = std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes));
-    source.expect("/dev/urandom is there and readable on every Linux");
-    u64::from_ne_bytes(bytes).max(1)
+fn random() -> Result<u64, getrandom::Error> {
+    getrandom::u64().map(|number| number.max(1))
 }
 
 fn dump_md(volume: &LocalVolume, force: bool, output: &mut Output) -> Exit {
