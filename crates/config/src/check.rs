@@ -3,12 +3,12 @@
 
 use crate::diagnostic::{Diagnostic, Place, Severity};
 use crate::load::RawConfig;
-use crate::model::{Device, Disk, MetaDisk, Resource, same_host};
+use crate::model::{Device, Disk, MetaDisk, Resource};
 use crate::raw::{RawConnection, RawNode, RawResource, RawVolume, unknown_node_help};
 use crate::reader::Placed;
 use crate::words::{Fencing, OnCongestion, Protocol};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::SocketAddr;
 use types::VolumeNumber;
@@ -97,16 +97,23 @@ fn in_resource(resource: &RawResource, out: &Out) {
     }
 }
 
+/// Reports every name that means the host of an earlier one, as [`crate::model::Node::is_named`] has it.
 fn node_names_twice(resource: &RawResource, out: &Out) {
-    let all: Vec<&Placed<String>> =
-        resource.nodes.iter().flat_map(|n| std::iter::once(&n.name).chain(&n.aliases)).collect();
-    for (i, name) in all.iter().enumerate() {
-        if let Some(earlier) = all[..i].iter().find(|e| same_host(&e.value, &name.value)) {
+    let mut by_name: BTreeMap<String, &Placed<String>> = BTreeMap::new();
+    let mut by_short_name: BTreeMap<String, &Placed<String>> = BTreeMap::new();
+    for name in resource.nodes.iter().flat_map(|n| std::iter::once(&n.name).chain(&n.aliases)) {
+        let full = name.value.to_ascii_lowercase();
+        let short = full.split('.').next().unwrap_or_default().to_string();
+        // `a` means every `a.domain`, `a.domain` means itself and `a`.
+        let other_form = if full == short { by_short_name.get(&short) } else { by_name.get(&short) };
+        if let Some(earlier) = by_name.get(&full).or(other_form) {
             let key = format!("resource {}: node", resource.name.value);
             let cause = format!("names the host `{}` of {}", earlier.value, earlier.place);
             let text = format!("{:?}", name.value);
             out.borrow_mut().push(found(&name.place, key, text, cause, "give each node one `on` entry"));
         }
+        by_name.entry(full).or_insert(name);
+        by_short_name.entry(short).or_insert(name);
     }
 }
 
@@ -252,10 +259,9 @@ fn report_per_place(
 ) {
     let all = RefCell::new(Vec::new());
     twice(&all, items.into_iter(), say, help);
-    let mut places = Vec::new();
+    let mut places = BTreeSet::new();
     for diagnostic in all.into_inner() {
-        if !places.contains(&diagnostic.place) {
-            places.push(diagnostic.place.clone());
+        if places.insert(diagnostic.place.clone()) {
             out.borrow_mut().push(diagnostic);
         }
     }

@@ -102,24 +102,57 @@ impl std::error::Error for ConfigError {}
 pub(crate) struct SourceFile {
     pub path: PathBuf,
     pub text: String,
+    /// Ascending, the start of the text first. Every value of a file has its place looked up: counting from the start
+    /// each time would take minutes for a thousand resources.
+    marks: Vec<Mark>,
 }
+
+/// Line and column of a byte of the text.
+#[derive(Clone, Copy)]
+struct Mark {
+    offset: usize,
+    line: usize,
+    column: usize,
+}
+
+impl Mark {
+    const START: Mark = Mark { offset: 0, line: 1, column: 1 };
+
+    fn after(self, c: char) -> Mark {
+        let offset = self.offset + c.len_utf8();
+        match c {
+            '\n' => Mark { offset, line: self.line + 1, column: 1 },
+            _ => Mark { offset, column: self.column + 1, ..self },
+        }
+    }
+}
+
+/// From mark to mark. Bytes: what a look-up reads at most.
+const MARK_BYTES: usize = 512;
 
 impl SourceFile {
     pub fn new(path: &Path, text: String) -> SourceFile {
-        SourceFile { path: path.into(), text }
+        let mut marks = vec![Mark::START];
+        let mut here = Mark::START;
+        for c in text.chars() {
+            here = here.after(c);
+            if here.offset / MARK_BYTES >= marks.len() {
+                marks.push(here);
+            }
+        }
+        SourceFile { path: path.into(), text, marks }
     }
     pub fn place(&self, offset: usize) -> Place {
-        let mut offset = offset.min(self.text.len());
-        while !self.text.is_char_boundary(offset) {
-            offset -= 1;
+        let nearest = self.marks.partition_point(|mark| mark.offset <= offset).saturating_sub(1);
+        let mut here = self.marks.get(nearest).copied().unwrap_or(Mark::START);
+        for c in self.text.get(here.offset..).unwrap_or("").chars() {
+            // An offset inside a character means that character.
+            if here.offset + c.len_utf8() > offset {
+                break;
+            }
+            here = here.after(c);
         }
-        let before = &self.text[..offset];
-        let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-        Place {
-            file: self.path.clone(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
+        Place { file: self.path.clone(), line: here.line, column: here.column }
     }
     /// The text as written, on one line, shortened.
     pub fn slice(&self, span: Range<usize>) -> String {
@@ -130,5 +163,23 @@ impl SourceFile {
             shown = shown.chars().take(SHOWN_MAX).collect::<String>() + "...";
         }
         shown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_in_lines_and_characters() {
+        let text = "é = 1\n\nlonger = \"é\" # é\n".repeat(200);
+        let file = SourceFile::new(Path::new("x"), text.clone());
+        for offset in (0..text.len() + 2).filter(|offset| text.is_char_boundary(*offset) || *offset > text.len()) {
+            let before = &text[..offset.min(text.len())];
+            let (line, last) = (before.matches('\n').count() + 1, before.rsplit('\n').next().unwrap_or(""));
+            let place = file.place(offset);
+            assert_eq!((place.line, place.column), (line, last.chars().count() + 1), "byte {offset}");
+        }
+        assert_eq!(file.place(1).column, 1, "inside the first character");
     }
 }

@@ -11,6 +11,7 @@ use crate::reader::Section;
 use crate::value::Layer;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path as FilePath, PathBuf};
 use toml::Spanned;
 use toml::de::DeTable;
@@ -88,11 +89,13 @@ fn read(path: &FilePath) -> Result<SourceFile, ConfigError> {
     let cannot = |why: String| {
         ConfigError::whole(format!("cannot read {}: {why}", path.display()), "check the path and the permissions")
     };
-    let bytes = std::fs::metadata(path).map_err(|e| cannot(e.to_string()))?.len();
-    if bytes > FILE_BYTES_MAX {
-        return Err(cannot(format!("it has {bytes} bytes, at most {FILE_BYTES_MAX} are read")));
+    let file = std::fs::File::open(path).map_err(|e| cannot(e.to_string()))?;
+    let mut text = String::new();
+    // What is no regular file has no length that says when to stop.
+    file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(|e| cannot(e.to_string()))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(cannot(format!("it is longer than {FILE_BYTES_MAX} bytes, more are not read")));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| cannot(e.to_string()))?;
     Ok(SourceFile::new(path, text))
 }
 

@@ -113,7 +113,7 @@ impl Node {
     }
 }
 
-pub(crate) fn same_host(a: &str, b: &str) -> bool {
+fn same_host(a: &str, b: &str) -> bool {
     let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
     match (a.split_once('.'), b.split_once('.')) {
         (None, Some((short, _))) => a == short,

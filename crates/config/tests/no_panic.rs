@@ -87,3 +87,9 @@ fn deep_nesting_is_an_error_not_a_crash() {
     assert!(Config::parse(Path::new("x.toml"), &format!("a = {}", "[".repeat(100_000))).is_err());
     assert!(Config::parse(Path::new("x.toml"), &format!("{}1", "a.".repeat(100_000))).is_err());
 }
+
+#[test]
+fn a_file_without_an_end_is_an_error() {
+    let error = Config::load(Path::new("/dev/zero")).unwrap_err().to_string();
+    assert!(error.contains("/dev/zero") && error.contains("longer than"), "{error}");
+}
