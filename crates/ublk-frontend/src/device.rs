@@ -33,6 +33,7 @@ pub struct DeviceOptions {
     /// Requests in flight, 1..=4096.
     pub queue_depth: u16,
     pub size_bytes: u64,
+    /// The largest request is rounded down to whole pages, the discard granularity up to whole blocks.
     pub limits: BlockLimits,
     /// None: the best that the kernel has.
     pub mode: Option<DataMode>,
@@ -74,6 +75,7 @@ pub struct Device {
 impl Device {
     /// Adds or recovers the device; it appears with `start`. Waits for the driver and the device node: milliseconds.
     pub fn create(options: &DeviceOptions) -> Result<Device, UblkError> {
+        let options = &DeviceOptions { limits: params::fitted(&options.limits), ..options.clone() };
         params::check(options.queue_depth, options.size_bytes, &options.limits)?;
         if !Path::new(CONTROL_PATH).exists() {
             return Err(UblkError::NoDriver);

@@ -16,6 +16,19 @@ pub(crate) const QUEUE_DEPTH_MAX: u16 = sys::UBLK_MAX_QUEUE_DEPTH as u16;
 
 const PAGE_BYTES: u32 = 4096;
 
+/// What nodes with different disks agreed on, made whole: a kernel that takes 255 sectors at once, or one disk's
+/// granularity beside another's blocks, is no reason to have no device. Never asks more of a disk than `limits` does.
+pub(crate) fn fitted(limits: &BlockLimits) -> BlockLimits {
+    let io_bytes_max = limits.io_bytes_max.min(IO_BYTES_MAX) / PAGE_BYTES * PAGE_BYTES;
+    let granularity = limits.discard_granularity_bytes.max(limits.logical_block_bytes);
+    BlockLimits {
+        io_bytes_max,
+        discard_granularity_bytes: if limits.discard { granularity } else { limits.discard_granularity_bytes },
+        ..*limits
+    }
+}
+
+/// `limits` are `fitted`.
 pub(crate) fn check(queue_depth: u16, size_bytes: u64, limits: &BlockLimits) -> Result<(), UblkError> {
     let refuse = |option, value: u64, violated| Err(UblkError::Option { option, value, violated });
     let logical = limits.logical_block_bytes;
@@ -135,6 +148,20 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_different_disks_are_fitted() {
+        let agreed = BlockLimits {
+            logical_block_bytes: 4096,
+            discard_granularity_bytes: 512,
+            io_bytes_max: 255 * 512,
+            ..BlockLimits::default()
+        };
+        let limits = fitted(&agreed);
+        check(128, SIZE, &limits).unwrap();
+        assert_eq!((limits.io_bytes_max, limits.discard_granularity_bytes), (31 * 4096, 4096));
+        assert_eq!(fitted(&BlockLimits::default()), BlockLimits::default());
+    }
+
+    #[test]
     fn each_bad_option_is_named() {
         let good = BlockLimits::default();
         let name = |depth, size, limits: BlockLimits| match check(depth, size, &limits) {
@@ -148,7 +175,7 @@ mod tests {
         assert_eq!(name(1, SIZE, BlockLimits { logical_block_bytes: 520, ..good }), "logical block size");
         assert_eq!(name(1, SIZE, BlockLimits { logical_block_bytes: 8192, ..good }), "logical block size");
         assert_eq!(name(1, SIZE, BlockLimits { physical_block_bytes: 256, ..good }), "physical block size");
-        assert_eq!(name(1, SIZE, BlockLimits { io_bytes_max: 5000, ..good }), "largest request");
+        assert_eq!(name(1, SIZE, fitted(&BlockLimits { io_bytes_max: 4095, ..good })), "largest request");
         assert_eq!(name(1, SIZE, BlockLimits { io_bytes_max: 64 << 20, ..good }), "largest request");
         assert_eq!(name(1, SIZE, BlockLimits { discard_granularity_bytes: 0, ..good }), "discard granularity");
         assert_eq!(name(1, SIZE, BlockLimits { discard_bytes_max: 0, ..good }), "largest discard");
