@@ -340,6 +340,7 @@ fn put(offset: usize, bytes: &[u8]) -> impl FnOnce(&mut Header, &mut Vec<u8>) {
 
 #[test]
 fn values_that_no_packet_may_have() {
+    let sizes_now = sizes(Some(limits()));
     let write = Message::Data(head(4096, 0x102));
     let trim = Message::Trim(head(4096, 0x142));
     let read = Message::DataRequest(request(None));
@@ -367,7 +368,19 @@ fn values_that_no_packet_may_have() {
         ("a name without end", refusal(&NEWEST, &options, put(24, b"sha1!")), "integrity_alg", 24),
         ("a name with a blank", refusal(&NEWEST, &options, put(24, b"s 1\0\0")), "integrity_alg", 24),
         ("too few UUIDs", refusal(&NEWEST, &uuids(1, 0), put(32, &7u64.to_be_bytes())), "bitmap_uuids_mask", 32),
-        ("a disk of 2^64 bytes", refusal(&NEWEST, &sizes(Some(limits())), put(0, &[0xff; 8])), "d_size", 0),
+        ("a disk of 2^64 bytes", refusal(&NEWEST, &sizes_now, put(0, &[0xff; 8])), "d_size", 0),
+        (
+            "blocks of 1000 bytes",
+            refusal(&NEWEST, &sizes_now, put(36, &1000u32.to_be_bytes())),
+            "logical_block_size",
+            36,
+        ),
+        (
+            "blocks of 256 bytes",
+            refusal(&NEWEST, &sizes_now, put(32, &256u32.to_be_bytes())),
+            "physical_block_size",
+            32,
+        ),
     ];
     for (what, error, field, offset) in cases {
         assert_eq!((error.field, error.offset), (field, offset), "{what}: {error}");

@@ -8,6 +8,7 @@ use crate::packet::NAME_BYTES_MAX;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use types::Uuid;
+use types::range::SECTOR_BYTES;
 
 /// Zero bytes between receiver_node_id and the end of CONNECTION_FEATURES.
 const FEATURES_RESERVED: usize = 52;
@@ -124,10 +125,19 @@ pub(super) fn read_sizes(r: &mut Reader<'_>, with_limits: bool) -> Result<Sizes,
     })
 }
 
+/// Bytes; 0 says nothing. Anything but a power of two would let an application begin a request inside a sector.
+fn read_block_size(r: &mut Reader<'_>, field: &'static str) -> Result<u32, DecodeError> {
+    let bytes = r.u32(field)?;
+    if bytes == 0 || (bytes.is_power_of_two() && u64::from(bytes) >= SECTOR_BYTES) {
+        return Ok(bytes);
+    }
+    Err(r.refuse_last(4, field, bytes.into(), "must be 0 or a power of two from 512 on"))
+}
+
 fn read_limits(r: &mut Reader<'_>) -> Result<QueueLimits, DecodeError> {
     Ok(QueueLimits {
-        physical_block_bytes: r.u32("physical_block_size")?,
-        logical_block_bytes: r.u32("logical_block_size")?,
+        physical_block_bytes: read_block_size(r, "physical_block_size")?,
+        logical_block_bytes: read_block_size(r, "logical_block_size")?,
         alignment_offset: r.u32("alignment_offset")?,
         io_min: r.u32("io_min")?,
         io_opt: r.u32("io_opt")?,
