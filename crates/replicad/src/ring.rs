@@ -78,6 +78,8 @@ pub struct Completion {
 
 pub struct Ring {
     uring: IoUring,
+    /// Taken out while entries were pushed, because the kernel had no room for more.
+    early: Vec<Completion>,
 }
 
 impl Ring {
@@ -97,7 +99,7 @@ impl Ring {
                 "io_uring of this kernel cannot wait with a timeout; Linux 5.11 or newer is needed",
             ));
         }
-        Ok(Ring { uring })
+        Ok(Ring { uring, early: Vec::new() })
     }
 
     /// # Safety
@@ -122,8 +124,9 @@ impl Ring {
     fn submit(&mut self) {
         match self.uring.submit() {
             Ok(_) => {}
-            // Completions are waiting to be taken, or a signal came: the next round makes room.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EINTR | libc::EAGAIN)) => {}
+            // Completions overflow and the kernel takes nothing more: without room for them it stays so for ever.
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => self.early.extend(completions(&mut self.uring)),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => {}
             Err(e) => panic!("io_uring_enter failed: {e}"),
         }
     }
@@ -131,17 +134,14 @@ impl Ring {
     /// Submits what was pushed and appends completions to `out`. Returns once there is one, or after `timeout`;
     /// zero: does not wait.
     pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Completion>) {
-        if timeout == Some(Duration::ZERO) || !self.uring.completion().is_empty() {
+        let ready = !self.early.is_empty() || !self.uring.completion().is_empty();
+        out.append(&mut self.early);
+        if ready || timeout == Some(Duration::ZERO) {
             self.submit_and_get_events(0, Some(Duration::ZERO));
         } else {
             self.submit_and_get_events(1, timeout);
         }
-        out.extend(
-            self.uring.completion().map(|entry: cqueue::Entry| Completion {
-                tag: Tag::from_bits(entry.user_data()),
-                result: entry.result(),
-            }),
-        );
+        out.extend(completions(&mut self.uring));
     }
 
     fn submit_and_get_events(&mut self, want: usize, timeout: Option<Duration>) {
@@ -160,6 +160,11 @@ impl Ring {
     }
 }
 
+fn completions(uring: &mut IoUring) -> impl Iterator<Item = Completion> {
+    let taken = |entry: cqueue::Entry| Completion { tag: Tag::from_bits(entry.user_data()), result: entry.result() };
+    uring.completion().map(taken)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,21 +180,22 @@ mod tests {
     }
 
     #[test]
-    fn more_submissions_than_entries_all_complete() {
+    fn more_submissions_than_entries_and_completions_all_complete() {
+        const COUNT: u32 = 5000;
         let mut ring = Ring::new(4).unwrap();
-        for slot in 0..100 {
+        for slot in 0..COUNT {
             let tag = Tag::new(Kind::Wake, Key { slot, generation: 7 });
             // SAFETY: a no-op names no memory.
             unsafe { ring.push(io_uring::opcode::Nop::new().build(), tag) };
         }
         let mut seen = Vec::new();
-        while seen.len() < 100 {
+        while seen.len() < COUNT as usize {
             let mut batch = Vec::new();
             ring.wait(None, &mut batch);
             seen.extend(batch.iter().map(|c| c.tag.key.slot));
         }
         seen.sort_unstable();
-        assert_eq!(seen, (0..100).collect::<Vec<_>>());
+        assert_eq!(seen, (0..COUNT).collect::<Vec<_>>());
     }
 
     #[test]
