@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
@@ -146,7 +147,8 @@ async fn wait_for_the_end() -> anyhow::Result<()> {
 /// Tells systemd that all resource threads answer, as often as it wants to hear.
 async fn watchdog(node: Arc<Node>) {
     let Some(interval) = sd_notify::watchdog_enabled() else { return };
-    let mut ticks = tokio::time::interval(interval / 2);
+    // Zero is no interval that could be kept.
+    let mut ticks = tokio::time::interval((interval / 2).max(Duration::from_millis(1)));
     loop {
         ticks.tick().await;
         if node.is_alive().await {

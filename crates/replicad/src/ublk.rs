@@ -147,29 +147,30 @@ impl Ublk {
     pub fn add(&mut self, volume: VolumeNumber, device: Device, ring: &mut Ring) {
         self.made += 1;
         let number = self.made;
-        let started = device.queue(command_tag(number).to_bits()).and_then(|mut queue| {
-            queue.start(&mut |entry| push_command(ring, entry));
-            device.start()?;
-            Ok(queue)
-        });
-        let path = device.path();
-        match started {
-            Ok(queue) => {
-                let mut served = Served {
-                    volume,
-                    phase: Phase::Live,
-                    device: Some(device),
-                    queue: Some(queue),
-                    deletion: None,
-                    jobs: BTreeMap::new(),
-                    waiting: VecDeque::new(),
-                    event_count: Box::new(0),
-                };
-                served.listen_for_events(number, ring);
-                self.devices.insert(number, served);
+        let mut queue = match device.queue(command_tag(number).to_bits()) {
+            Ok(queue) => queue,
+            Err(error) => {
+                tracing::error!("volume {volume}: cannot serve {}: {error}", device.path().display());
+                return;
             }
-            Err(error) => tracing::error!("volume {volume}: cannot serve {}: {error}", path.display()),
+        };
+        queue.start(&mut |entry| push_command(ring, entry));
+        if let Err(error) = device.start() {
+            // The kernel holds the queue's commands: it stays, although no device appears.
+            tracing::error!("volume {volume}: cannot start {}: {error}", device.path().display());
         }
+        let mut served = Served {
+            volume,
+            phase: Phase::Live,
+            device: Some(device),
+            queue: Some(queue),
+            deletion: None,
+            jobs: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            event_count: Box::new(0),
+        };
+        served.listen_for_events(number, ring);
+        self.devices.insert(number, served);
     }
 
     /// The device should go; it is served until the kernel has let go of it.
