@@ -17,7 +17,6 @@ use store::uring::{self, Completion, Running};
 use store::{Backing, Span, StoreError, StoreOp};
 use types::{ByteRange, IoError, IoId, PayloadId, VolumeNumber};
 
-use crate::attach::OpenedDisk;
 use crate::payloads::{Payloads, Share};
 use crate::ring::{Kind, Ring, Tag};
 use crate::slots::{Key, Slots};
@@ -89,6 +88,14 @@ struct MetaWrite {
     failed: Option<IoError>,
 }
 
+impl MetaWrite {
+    /// `fua`: durable when it is through.
+    fn new(volume: VolumeNumber, io: IoId, disk: Rc<Disk>, blocks: Vec<MetaBlock>, fua: bool) -> MetaWrite {
+        let dsync = fua && blocks.len() == 1;
+        MetaWrite { volume, io, disk, blocks, under_way: 0, dsync, flush_behind: fua && !dsync, failed: None }
+    }
+}
+
 #[derive(Default)]
 pub struct Disks {
     open: BTreeMap<VolumeNumber, Rc<Disk>>,
@@ -101,8 +108,9 @@ pub struct Disks {
 }
 
 impl Disks {
-    pub fn open(&mut self, volume: VolumeNumber, disk: OpenedDisk) {
-        let disk = Rc::new(Disk { data: disk.data, metadata: disk.metadata });
+    /// `metadata`: `None` if it lies on `data`.
+    pub fn open(&mut self, volume: VolumeNumber, data: Backing, metadata: Option<Backing>) {
+        let disk = Rc::new(Disk { data, metadata });
         let old = self.open.insert(volume, disk);
         assert!(old.is_none(), "{volume:?} got a second disk while it had one");
     }
@@ -127,7 +135,7 @@ impl Disks {
         };
         let (op, payload) = match op {
             DiskOp::MetaWrite { blocks, preflush, fua } => {
-                return self.start_meta_write(volume, io, disk, blocks, preflush, fua, ring);
+                return self.start_meta_write(MetaWrite::new(volume, io, disk, blocks, fua), preflush, ring);
             }
             DiskOp::Read { range } => match payloads.try_reserve(len_of(range), Share::Engine) {
                 None => return self.waiting.push_back((volume, io, range)),
@@ -243,20 +251,7 @@ impl Disks {
 
     // ------------------------------------------------------------------------------------------ metadata writes
 
-    #[allow(clippy::too_many_arguments)]
-    fn start_meta_write(
-        &mut self,
-        volume: VolumeNumber,
-        io: IoId,
-        disk: Rc<Disk>,
-        blocks: Vec<MetaBlock>,
-        preflush: bool,
-        fua: bool,
-        ring: &mut Ring,
-    ) {
-        let dsync = fua && blocks.len() == 1;
-        let write =
-            MetaWrite { volume, io, disk, blocks, under_way: 0, dsync, flush_behind: fua && !dsync, failed: None };
+    fn start_meta_write(&mut self, write: MetaWrite, preflush: bool, ring: &mut Ring) {
         let key = self.meta_writes.insert(write);
         if preflush {
             self.push_meta_flush(key, ring);

@@ -3,11 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use engine::AttachedDisk;
-use metadata::Superblock;
-use metadata::layout::{Geometry, Layout, Placement};
 use store::OpenOptions;
-use types::BlockLimits;
 
 use super::*;
 
@@ -29,20 +25,9 @@ impl Bench {
     fn new() -> Bench {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(BYTES).unwrap();
-        let geometry = Geometry::new(1);
-        let layout = Layout::compute(Placement::Internal, BYTES, geometry).unwrap();
-        let attached = Box::new(AttachedDisk {
-            superblock: Superblock::fresh(geometry, &layout),
-            layout,
-            bitmap: Vec::new(),
-            al_blocks: Vec::new(),
-            data_bytes: layout.usable_bytes,
-            limits: BlockLimits::default(),
-            external_metadata: false,
-        });
         let data = Backing::open(file.path(), OpenOptions::SERVE).unwrap();
         let mut disks = Disks::default();
-        disks.open(volume(), OpenedDisk { data, metadata: None, attached });
+        disks.open(volume(), data, None);
         let (ring, payloads) = (Ring::new(8).unwrap(), Payloads::new(4 << 20).unwrap());
         Bench { file, ring, payloads, disks, next_io: 0 }
     }

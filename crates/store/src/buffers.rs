@@ -144,7 +144,6 @@ impl BufferPool {
     }
 
     /// Length in bytes that `try_alloc` was asked for, or `shorten` left.
-    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self, payload: PayloadId) -> usize {
         self.allocated(payload).1
     }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use engine::{Input, LinkError};
-use types::{LinkId, NodeId, PayloadId, VolumeNumber};
-use wire::{Context, Message, Socket};
+use types::{LinkId, NodeId};
+use wire::{Context, Socket};
 
 use crate::links::{ConnectorHandle, Established};
 use crate::payloads::Payloads;
 use crate::slots::Key;
-use crate::stream::{Owner, QUEUE_BYTES_MAX, Streams};
+use crate::stream::{Outgoing, Owner, QUEUE_BYTES_MAX, Streams};
 
 struct Link {
     id: LinkId,
@@ -86,20 +86,15 @@ impl Network {
     }
 
     /// Queues a message; nothing happens on a link that is gone. An error is the end of the link.
-    #[allow(clippy::too_many_arguments)]
     pub fn send(
         &mut self,
-        peer: NodeId,
-        link: LinkId,
-        socket: Socket,
-        volume: Option<VolumeNumber>,
-        message: &Message,
-        payload: Option<PayloadId>,
+        to: Owner,
+        outgoing: &Outgoing,
         streams: &mut Streams,
         payloads: &mut Payloads,
     ) -> Result<(), LinkError> {
-        let Some(current) = self.current(peer, link) else { return Ok(()) };
-        if streams.send(current.stream(socket), &current.context, volume, message, payload, payloads) {
+        let Some(current) = self.current(to.peer, to.link) else { return Ok(()) };
+        if streams.send(current.stream(to.socket), &current.context, outgoing, payloads) {
             return Ok(());
         }
         Err(LinkError::Failed(format!("the peer does not read: {QUEUE_BYTES_MAX} bytes are queued for it")))

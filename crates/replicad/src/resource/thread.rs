@@ -22,7 +22,7 @@ use crate::nbd::Nbd;
 use crate::payloads::Payloads;
 use crate::ring::{Completion, Kind, Ring, Tag};
 use crate::slots::Key;
-use crate::stream::{Progress, Streams};
+use crate::stream::{Outgoing, Owner, Progress, Streams};
 use crate::ublk::{self, Ublk};
 
 /// Submissions collected between two calls of the kernel.
@@ -173,9 +173,9 @@ impl Resource {
                 self.disks.start(volume, io, op, &mut self.ring, &mut self.payloads);
             }
             Effect::Send { peer, link, socket, volume, message, payload } => {
-                let (streams, payloads) = (&mut self.streams, &mut self.payloads);
-                let sent = self.network.send(peer, link, socket, volume, &message, payload, streams, payloads);
-                if let Err(error) = sent {
+                let outgoing = Outgoing { volume, message, payload };
+                let to = Owner { peer, link, socket };
+                if let Err(error) = self.network.send(to, &outgoing, &mut self.streams, &mut self.payloads) {
                     self.inputs.extend(self.network.fail(peer, link, error, &mut self.streams));
                 }
             }
@@ -251,6 +251,7 @@ impl Resource {
                 Order::Command { command, answer } => self.command(command, answer),
                 Order::Attach { volume, disk, answer } => self.attach(volume, *disk, answer),
                 Order::Status { answer } => {
+                    // Who asked may have gone away; so in `attach`.
                     let _ = answer.send(Arc::new(self.snapshot()));
                 }
                 Order::Established { peer, sockets } => {
@@ -284,10 +285,10 @@ impl Resource {
             let _ = answer.send(Err(refusal));
             return;
         }
-        self.volume_mut(volume).backing = Some(opened.data.path().to_path_buf());
-        let disk = opened.attached.clone();
-        self.disks.open(volume, opened);
-        self.command(Command::Attach { volume, disk }, answer);
+        let OpenedDisk { data, metadata, attached } = opened;
+        self.volume_mut(volume).backing = Some(data.path().to_path_buf());
+        self.disks.open(volume, data, metadata);
+        self.command(Command::Attach { volume, disk: attached }, answer);
     }
 
     fn nbd_address(&mut self, volume: VolumeNumber, trouble: Option<String>) {

@@ -58,6 +58,14 @@ struct Stream {
     write_closed: bool,
 }
 
+/// A message on its way out. `payload`: as long as the message says (asserted).
+#[derive(Debug)]
+pub struct Outgoing {
+    pub volume: Option<VolumeNumber>,
+    pub message: Message,
+    pub payload: Option<PayloadId>,
+}
+
 /// What happened to a stream that its owner has to know.
 #[derive(Debug)]
 pub enum Progress {
@@ -96,15 +104,8 @@ impl Streams {
 
     /// Queues a message. Does nothing on a stream that is closing. False: the queue is over its bound.
     #[must_use]
-    pub fn send(
-        &mut self,
-        key: Key,
-        ctx: &Context,
-        volume: Option<VolumeNumber>,
-        message: &Message,
-        payload: Option<PayloadId>,
-        payloads: &mut Payloads,
-    ) -> bool {
+    pub fn send(&mut self, key: Key, ctx: &Context, outgoing: &Outgoing, payloads: &mut Payloads) -> bool {
+        let Outgoing { volume, message, payload } = outgoing;
         let Some(stream) = self.table.get_mut(key) else { return true };
         if stream.state != State::Open {
             return true;
@@ -114,7 +115,7 @@ impl Streams {
         if stream.sender.is_idle() {
             self.to_arm.push(key);
         }
-        stream.sender.push(|out| wire::encode(ctx, volume, message, out), payload, payloads);
+        stream.sender.push(|out| wire::encode(ctx, *volume, message, out), *payload, payloads);
         stream.sender.queued_bytes() <= QUEUE_BYTES_MAX
     }
 
@@ -142,7 +143,8 @@ impl Streams {
         }
     }
 
-    /// Starts receives and sends where there is something to do, takes out what ended. Called once for each round of the loop: what was queued meanwhile goes out in one send.
+    /// Starts receives and sends where there is something to do, takes out what ended. Called once for each round of the
+    /// loop: what was queued meanwhile goes out in one send.
     pub fn arm(&mut self, ring: &mut Ring, payloads: &mut Payloads) {
         let mut to_arm = std::mem::take(&mut self.to_arm);
         for key in to_arm.drain(..) {

@@ -166,7 +166,8 @@ impl End {
         if let Some(id) = payload {
             fill(self.payloads.bytes_mut(id), write_stamp(message));
         }
-        assert!(self.streams.send(self.key, &CTX, volume_of(message), message, payload, &mut self.payloads));
+        let outgoing = Outgoing { volume: volume_of(message), message: message.clone(), payload };
+        assert!(self.streams.send(self.key, &CTX, &outgoing, &mut self.payloads));
         if let Some(id) = payload {
             assert!(!self.payloads.release(id), "the stream still needs it");
         }
