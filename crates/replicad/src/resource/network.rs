@@ -10,7 +10,7 @@ use wire::{Context, Socket};
 use crate::links::{ConnectorHandle, Established};
 use crate::payloads::Payloads;
 use crate::slots::Key;
-use crate::stream::{Outgoing, Owner, QUEUE_BYTES_MAX, Streams};
+use crate::stream::{Outgoing, Owner, Streams, queue_bytes_max};
 
 struct Link {
     id: LinkId,
@@ -97,7 +97,11 @@ impl Network {
         if streams.send(current.stream(to.socket), &current.context, outgoing, payloads) {
             return Ok(());
         }
-        Err(LinkError::Failed(format!("the peer does not read: {QUEUE_BYTES_MAX} bytes are queued for it")))
+        let most = queue_bytes_max(to.socket);
+        Err(LinkError::Failed(format!(
+            "the peer does not read: {most} bytes are queued for its {:?} socket",
+            to.socket
+        )))
     }
 
     /// The engine is through with it: what is queued still goes out.

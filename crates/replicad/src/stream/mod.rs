@@ -26,9 +26,19 @@ use sender::Sender;
 
 /// How long a peer may take to read the last words of a connection.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
-/// Queued for one socket at most. Bytes. The engine keeps data in flight below `max-buffers` (8 MiB by default,
+/// Queued for a data socket at most. Bytes. The engine keeps data in flight below `max-buffers` (8 MiB by default,
 /// 512 MiB at most); a queue above this is one that nobody reads.
-pub const QUEUE_BYTES_MAX: u64 = 1 << 30;
+const DATA_QUEUE_BYTES_MAX: u64 = 1 << 30;
+/// Queued for a control socket at most. Bytes: a hundred thousand acknowledgements, more than there are writes to
+/// acknowledge. A peer that sends pings and reads no answer gets no further.
+const CONTROL_QUEUE_BYTES_MAX: u64 = 8 << 20;
+
+pub const fn queue_bytes_max(socket: Socket) -> u64 {
+    match socket {
+        Socket::Data => DATA_QUEUE_BYTES_MAX,
+        Socket::Control => CONTROL_QUEUE_BYTES_MAX,
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -116,7 +126,7 @@ impl Streams {
             self.to_arm.push(key);
         }
         stream.sender.push(|out| wire::encode(ctx, *volume, message, out), *payload, payloads);
-        stream.sender.queued_bytes() <= QUEUE_BYTES_MAX
+        stream.sender.queued_bytes() <= queue_bytes_max(stream.owner.socket)
     }
 
     /// Sends what is queued, then closes.

@@ -136,6 +136,66 @@ fn garbage_is_an_error_and_reserves_nothing() {
     }
 }
 
+/// Puts bytes where the receiver wants them, in pieces of any size. False: it wants no more, or found them wrong.
+fn feed(receiver: &mut Receiver, mut bytes: &[u8], random: &mut fastrand::Rng, payloads: &mut Payloads) -> bool {
+    while !bytes.is_empty() {
+        let Some(space) = receiver.space(payloads) else { return false };
+        assert!(!space.is_empty(), "a receive of no bytes would look like the end of the stream");
+        let n = random.usize(1..10_000).min(space.len()).min(bytes.len());
+        // SAFETY: the receiver gave this place for the next bytes of the stream.
+        unsafe { std::slice::from_raw_parts_mut(space.as_ptr(), n) }.copy_from_slice(&bytes[..n]);
+        bytes = &bytes[n..];
+        receiver.received(n);
+        loop {
+            match receiver.poll(&CTX, payloads) {
+                Ok(Poll::Message(Incoming { payload: Some(id), .. })) => drop(payloads.release(id)),
+                Ok(Poll::Message(_)) => {}
+                Ok(Poll::NeedBytes | Poll::NeedBuffer) => break,
+                Err(_) => return false,
+            }
+        }
+    }
+    true
+}
+
+#[test]
+fn no_bytes_of_a_peer_do_harm() {
+    let good = as_bytes(&conversation()[..40]);
+    let mut whole = 0;
+    for seed in 0..2000 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut bytes = good.clone();
+        for _ in 0..random.usize(0..4) {
+            let at = random.usize(..bytes.len());
+            bytes[at] = random.u8(..);
+        }
+        let cut = random.usize(..bytes.len());
+        bytes.splice(
+            cut..(cut + random.usize(0..20)).min(good.len()),
+            std::iter::repeat_with(|| 0xff).take(seed as usize % 3),
+        );
+        let mut payloads = Payloads::new(4 << 20).unwrap();
+        let mut receiver = Receiver::new(if seed % 8 == 0 { Socket::Control } else { Socket::Data });
+        whole += u32::from(feed(&mut receiver, &bytes, &mut random, &mut payloads));
+        receiver.abandon(&mut payloads);
+        assert_eq!(payloads.allocated_bytes(), 0, "seed {seed}");
+    }
+    assert!(whole > 100, "all but {whole} were refused: the test does not go deep");
+}
+
+#[test]
+fn a_peer_that_pings_and_never_reads_is_cut() {
+    let (near, _far) = UnixStream::pair().unwrap();
+    let (mut streams, mut payloads) = (Streams::default(), Payloads::new(1 << 20).unwrap());
+    let key = streams.open(near.into(), owner(Socket::Control));
+    let mut answers = 0u64;
+    let answer = Outgoing { volume: None, message: Message::PingAck, payload: None };
+    while streams.send(key, &CTX, &answer, &mut payloads) {
+        answers += 1;
+        assert!(answers * 16 <= queue_bytes_max(Socket::Control), "the queue grows");
+    }
+}
+
 /// One node's half: streams on a ring of their own, with the payloads behind them.
 struct End {
     ring: Ring,
