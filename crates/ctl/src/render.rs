@@ -2,6 +2,7 @@
 //! what is ours stands on lines of its own: the progress bar of a resync and the verdict.
 
 use control::{ConnectionReport, DeviceReport, PeerDeviceReport, ResourceReport, SyncDetails};
+// Writing to a String never fails: results of `write!` are dropped throughout.
 use std::fmt::Write;
 
 /// What `status` shows beyond the usual.

@@ -1,7 +1,8 @@
 //! `RUN_DIR/control.sock`: one request a connection, answers until a final one.
 //!
 //! Who may connect is the socket's mode (0660); who may change something is root, or the user the daemon runs as
-//! (SO_PEERCRED). Bounds: connections, length of a line (`control::LINE_BYTES_MAX`), time until the request is there.
+//! (SO_PEERCRED). An answer that cannot be queued is dropped: its client is gone, which is all that a send can fail of.
+//! Bounds: connections, length of a line (`control::LINE_BYTES_MAX`), time until the request is there.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

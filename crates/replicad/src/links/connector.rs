@@ -83,6 +83,7 @@ impl ConnectorHandle {
     }
 
     pub fn stop(&self) {
+        // As above.
         let _ = self.wishes.send(Wish::Stop);
     }
 }
