@@ -1,9 +1,11 @@
 //! Two engines joined by perfect links and perfect disks: the shortest way to see the whole thing move.
 
+#[path = "harness/config.rs"]
+mod config;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use engine::pacing::PacingConfig;
 use engine::*;
 use metadata::layout::{Geometry, Layout, Placement};
 use metadata::superblock::Superblock;
@@ -15,42 +17,6 @@ fn node(id: u8) -> NodeId {
 
 const V0: VolumeNumber = VolumeNumber::new(0).unwrap();
 const DEVICE_BYTES: u64 = 8 << 20;
-
-fn config(me: u8, protocol: Protocol) -> ResourceConfig {
-    let peer = node(1 - me);
-    let volume = VolumeConfig {
-        al_extents: 67,
-        diskless: false,
-        size_max_bytes: None,
-        on_io_error: OnIoError::Detach,
-        diskful_peers: vec![peer],
-    };
-    let connection = PeerConfig {
-        protocol,
-        auth: None,
-        timeout: Duration::from_secs(6),
-        ko_count: 7,
-        ping_int: Duration::from_secs(10),
-        ping_timeout: Duration::from_millis(500),
-        epoch_writes_max: 2048,
-        buffer_bytes_max: 8 << 20,
-        use_rle: true,
-        resync: PacingConfig::default(),
-        verify_alg: String::new(),
-        csums_alg: String::new(),
-    };
-    ResourceConfig {
-        node_id: node(me),
-        volumes: BTreeMap::from([(V0, volume)]),
-        peers: BTreeMap::from([(peer, connection)]),
-        on_no_data: OnNoData::IoError,
-        twopc_timeout: Duration::from_secs(30),
-        twopc_retry_timeout: Duration::from_millis(100),
-        peer_ack_delay: Duration::from_millis(100),
-        peer_ack_window_bytes: 2 << 20,
-        io_depth_max: 8000,
-    }
-}
 
 struct Node {
     engine: Engine,
@@ -89,7 +55,7 @@ fn slice(range: ByteRange) -> std::ops::Range<usize> {
 impl Pair {
     fn new(protocol: Protocol) -> Pair {
         let make = |me: u8| Node {
-            engine: Engine::new(config(me, protocol), [me + 1; 32]),
+            engine: Engine::new(config::resource(node(me), &[node(0), node(1)], 1, protocol), [me + 1; 32]),
             inbox: VecDeque::new(),
             data: vec![me; DEVICE_BYTES as usize],
             meta: BTreeMap::new(),

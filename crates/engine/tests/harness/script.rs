@@ -19,13 +19,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use engine::pacing::PacingConfig;
 use engine::*;
 use types::*;
 use wire::Socket;
 use wire::auth::HmacAlgorithm;
 
 use super::cluster::{Cluster, Node, Verbosity, print_stamps};
+use super::config;
 use super::disk::Disk;
 use super::print;
 
@@ -66,41 +66,8 @@ fn protocol(text: &str) -> Protocol {
 }
 
 fn config(me: NodeId, all: &[NodeId], words: &[&str]) -> ResourceConfig {
-    let peers: Vec<NodeId> = all.iter().copied().filter(|n| *n != me).collect();
-    let volume = VolumeConfig {
-        al_extents: 67,
-        diskless: false,
-        size_max_bytes: None,
-        on_io_error: OnIoError::Detach,
-        diskful_peers: peers.clone(),
-    };
-    let connection = PeerConfig {
-        protocol: protocol(value(words, "protocol").unwrap_or("C")),
-        auth: None,
-        timeout: Duration::from_secs(6),
-        ko_count: 7,
-        ping_int: Duration::from_secs(10),
-        ping_timeout: Duration::from_millis(500),
-        epoch_writes_max: 2048,
-        buffer_bytes_max: 8 << 20,
-        use_rle: true,
-        resync: PacingConfig::default(),
-        verify_alg: String::new(),
-        csums_alg: String::new(),
-    };
-    let volumes = value(words, "volumes").map_or(1, |n| n.parse::<u16>().expect("a number of volumes"));
-    let volume_numbers = (0..volumes).filter_map(VolumeNumber::new);
-    ResourceConfig {
-        node_id: me,
-        volumes: volume_numbers.map(|v| (v, volume.clone())).collect(),
-        peers: peers.into_iter().map(|p| (p, connection.clone())).collect(),
-        on_no_data: OnNoData::IoError,
-        twopc_timeout: Duration::from_secs(30),
-        twopc_retry_timeout: Duration::from_millis(100),
-        peer_ack_delay: Duration::from_millis(100),
-        peer_ack_window_bytes: 2 << 20,
-        io_depth_max: 8000,
-    }
+    let volumes = value(words, "volumes").map_or(1, |n| n.parse().expect("a number of volumes"));
+    config::resource(me, all, volumes, protocol(value(words, "protocol").unwrap_or("C")))
 }
 
 /// Runs one file; returns it with the expectations that came out.
