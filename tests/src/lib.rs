@@ -5,7 +5,6 @@
 pub mod cluster;
 pub mod load;
 pub mod mounted;
-pub mod nbd;
 pub mod network;
 pub mod node;
 pub mod programs;
@@ -13,13 +12,18 @@ pub mod tools;
 
 pub use cluster::{Cluster, Setup};
 pub use load::Load;
-pub use nbd::Client;
+pub use nbd_client::Client;
 pub use node::{Answer, Node, State};
 
 use std::time::{Duration, Instant};
 
 /// Far above anything that works, also on a machine that has much else to do.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// An NBD client over TCP, as a program in that namespace.
+pub fn tcp_client(namespace: &str, address: std::net::SocketAddr) -> std::io::Result<Client> {
+    Client::over_tcp(network::inside(namespace, || std::net::TcpStream::connect_timeout(&address, PATIENCE))?)
+}
 
 /// Polls until `probe` gives a value. Panics with what `context` says when [`PATIENCE`] is over.
 pub fn wait_for<T>(what: &str, context: impl Fn() -> String, mut probe: impl FnMut() -> Option<T>) -> T {

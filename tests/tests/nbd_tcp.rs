@@ -2,7 +2,7 @@
 //! have, while the nodes change roles, lose addresses, and meet strangers and clients that die.
 
 use e2e::network::{address, inside};
-use e2e::{Client, Cluster, Node, Setup, pattern, tools};
+use e2e::{tcp_client, Cluster, Node, Setup, pattern, tools};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
@@ -66,7 +66,7 @@ fn remote_clients_hold_the_device_and_the_service_moves() {
     }
     let cluster = setup().start();
     let (alice, bob, guest) = (cluster.alice(), cluster.bob(), cluster.guest());
-    let connect = |node: u8| Client::connect_from(&guest, cluster.nbd_address(node));
+    let connect = |node: u8| tcp_client(&guest, cluster.nbd_address(node));
     // Three connections at once, one of them local: what one has written, each other reads.
     let (mut one, mut other, mut local) = (connect(0).unwrap(), connect(0).unwrap(), alice.client());
     one.write(0, &pattern(1 << 20, 1)).unwrap();
@@ -147,7 +147,7 @@ fn is_served_late(cluster: &Cluster, node: u8, promote: &str, at: SocketAddr, ne
     assert!(!primary.done("status r0").contains("not served on"));
     let shown = primary.done("status r0 --verbose");
     assert!(shown.contains(&format!("nbd:{at}")), "{shown}");
-    let mut client = Client::connect_from(&cluster.guest(), at).unwrap();
+    let mut client = tcp_client(&cluster.guest(), at).unwrap();
     assert!(client.read(0, 4096).unwrap() == pattern(4096, u64::from(node)));
     client.disconnect().unwrap();
     wait_free(primary);
@@ -180,7 +180,7 @@ fn a_client_that_dies_lets_go_of_the_device() {
     }
     let cluster = setup().start();
     let (alice, guest) = (cluster.alice(), cluster.guest());
-    let connect = || Client::connect_from(&guest, cluster.nbd_address(0)).unwrap();
+    let connect = || tcp_client(&guest, cluster.nbd_address(0)).unwrap();
     // One idle, one in the middle of a write, one with answers on their way: for the kernel three different deaths.
     let (idle, mut writing, mut reading) = (connect(), connect(), connect());
     writing.begin_write(0, 1 << 20, &pattern(4096, 1)).unwrap();
@@ -219,7 +219,7 @@ fn strangers_get_little_and_for_a_short_time() {
     // The local ones have their own places, and replication does not care.
     alice.client().write(0, &pattern(65536, 1)).unwrap();
     // The places come back, without anybody's help.
-    let connected = || Client::connect_from(&guest, at).ok();
+    let connected = || tcp_client(&guest, at).ok();
     let mut client = e2e::wait_for("a place for a client", || alice.log(), connected);
     assert!(client.read(0, 65536).unwrap() == pattern(65536, 1));
     silent[0].read_to_end(&mut greeting).unwrap();

@@ -1,41 +1,73 @@
-//! The smallest NBD client: fixed newstyle, NBD_OPT_GO, simple replies, one request at a time. For what the tools
-//! cannot say: which writes exactly were acknowledged. Numbers: the NBD protocol document.
+//! The smallest NBD client, for tests and benches: fixed newstyle, NBD_OPT_GO, simple replies, one request at a time.
+//! For what the tools cannot say: which writes exactly were acknowledged. It shares nothing with the server: all
+//! numbers are from the NBD protocol document again.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
+/// One connection, with the export that the server gives to who names none.
 pub struct Client {
     stream: Box<dyn Stream>,
     pub size_bytes: u64,
     requests: u64,
 }
 
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISCONNECT: u16 = 2;
-const FLUSH: u16 = 3;
-const TRIM: u16 = 4;
-const WRITE_ZEROES: u16 = 6;
+/// For an answer. Far above anything that works; for tests that would hang otherwise.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Commands of a request.
+pub const READ: u16 = 0;
+pub const WRITE: u16 = 1;
+pub const DISCONNECT: u16 = 2;
+pub const FLUSH: u16 = 3;
+pub const TRIM: u16 = 4;
+pub const WRITE_ZEROES: u16 = 6;
+
 const OPT_GO: u32 = 7;
 const REPLY_ACK: u32 = 1;
 const REPLY_INFO: u32 = 3;
 
+/// Before the data of an option.
+const OPTION_MAGIC: [u8; 8] = *b"IHAVEOPT";
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+
+/// An option of the negotiation, as sent.
+pub fn option(kind: u32, data: &[u8]) -> Vec<u8> {
+    [&OPTION_MAGIC, &kind.to_be_bytes()[..], &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+/// Data of GO and INFO: the export, and no request for more information.
+pub fn go_data(export: &str) -> Vec<u8> {
+    [&(export.len() as u32).to_be_bytes(), export.as_bytes(), &[0, 0]].concat()
+}
+
+/// The head of a request, as sent; the payload of a write follows it.
+pub fn request(command: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&flags.to_be_bytes());
+    bytes.extend_from_slice(&command.to_be_bytes());
+    bytes.extend_from_slice(&cookie.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&len.to_be_bytes());
+    bytes
+}
+
 impl Client {
     pub fn connect(path: &Path) -> io::Result<Client> {
         let stream = UnixStream::connect(path)?;
-        stream.set_read_timeout(Some(crate::PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         Client::negotiate(Box::new(stream))
     }
 
-    /// Over TCP, as a program in that namespace.
-    pub fn connect_from(namespace: &str, address: SocketAddr) -> io::Result<Client> {
-        let stream = crate::network::inside(namespace, || TcpStream::connect_timeout(&address, crate::PATIENCE))?;
-        stream.set_read_timeout(Some(crate::PATIENCE))?;
+    pub fn over_tcp(stream: TcpStream) -> io::Result<Client> {
+        stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
         Client::negotiate(Box::new(stream))
     }
@@ -48,7 +80,7 @@ impl Client {
         client.take::<2>()?;
         // Fixed newstyle, no zeroes.
         client.stream.write_all(&3u32.to_be_bytes())?;
-        client.stream.write_all(&[b"IHAVEOPT", &OPT_GO.to_be_bytes()[..], &6u32.to_be_bytes(), &[0; 6]].concat())?;
+        client.stream.write_all(&option(OPT_GO, &go_data("")))?;
         loop {
             client.take::<12>()?;
             let kind = u32::from_be_bytes(client.take()?);
@@ -73,12 +105,7 @@ impl Client {
 
     fn request(&mut self, command: u16, offset: u64, len: u32, payload: &[u8]) -> io::Result<()> {
         self.requests += 1;
-        let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();
-        bytes.extend_from_slice(&[0, 0]);
-        bytes.extend_from_slice(&command.to_be_bytes());
-        bytes.extend_from_slice(&self.requests.to_be_bytes());
-        bytes.extend_from_slice(&offset.to_be_bytes());
-        bytes.extend_from_slice(&len.to_be_bytes());
+        let mut bytes = request(command, 0, self.requests, offset, len);
         bytes.extend_from_slice(payload);
         self.stream.write_all(&bytes)
     }
@@ -88,8 +115,8 @@ impl Client {
         let error = u32::from_be_bytes(self.take()?);
         let handle = u64::from_be_bytes(self.take()?);
         match (magic, error) {
-            (0x6744_6698, 0) if handle == self.requests => Ok(()),
-            (0x6744_6698, error) if handle == self.requests => Err(io::Error::from_raw_os_error(error as i32)),
+            (SIMPLE_REPLY_MAGIC, 0) if handle == self.requests => Ok(()),
+            (SIMPLE_REPLY_MAGIC, error) if handle == self.requests => Err(io::Error::from_raw_os_error(error as i32)),
             _ => Err(io::Error::other(format!("reply with magic {magic:#x} to request {handle}"))),
         }
     }

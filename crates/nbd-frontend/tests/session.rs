@@ -1,17 +1,12 @@
 //! The session by hand: byte for byte where clients look, and arbitrary bytes where nobody should suffer.
 
+use nbd_client::{DISCONNECT, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, go_data, option, request as header};
 use nbd_frontend::{Answer, CloseReason, Event, Export, REQUESTS_MAX, Request, Session, Want};
 use proptest::prelude::*;
 use types::{BlockLimits, BlockOp, ByteRange, IoError};
 
 const MIB: u64 = 1 << 20;
 
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISC: u16 = 2;
-const FLUSH: u16 = 3;
-const TRIM: u16 = 4;
-const WRITE_ZEROES: u16 = 6;
 const FUA: u16 = 1;
 
 fn export() -> Export {
@@ -26,26 +21,6 @@ fn export() -> Export {
 
 fn range(start: u64, len: u64) -> ByteRange {
     ByteRange::new(start, len).unwrap()
-}
-
-fn option(kind: u32, data: &[u8]) -> Vec<u8> {
-    [b"IHAVEOPT".as_slice(), &kind.to_be_bytes(), &(data.len() as u32).to_be_bytes(), data].concat()
-}
-
-fn go_data(name: &str) -> Vec<u8> {
-    [&(name.len() as u32).to_be_bytes(), name.as_bytes(), &[0, 0]].concat()
-}
-
-fn header(command: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
-    [
-        0x2560_9513u32.to_be_bytes().as_slice(),
-        &flags.to_be_bytes(),
-        &command.to_be_bytes(),
-        &cookie.to_be_bytes(),
-        &offset.to_be_bytes(),
-        &len.to_be_bytes(),
-    ]
-    .concat()
 }
 
 fn simple(cookie: u64, errno: u32) -> Vec<u8> {
@@ -365,7 +340,7 @@ fn a_full_session_waits_for_an_answer() {
 fn a_disconnect_leaves_requests_to_be_completed() {
     let mut client = Client::transmitting(false);
     let flush = client.request(FLUSH, 0, 1, 0, 0).unwrap();
-    assert_eq!(client.send(&header(DISC, 0, 2, 0, 0)).unwrap(), [Event::Disconnect]);
+    assert_eq!(client.send(&header(DISCONNECT, 0, 2, 0, 0)).unwrap(), [Event::Disconnect]);
     assert_eq!(client.session.want(), Want::Closed);
     assert_eq!(&client.done(flush).head[..], simple(1, 0));
     assert_eq!(client.session.in_flight(), 0);

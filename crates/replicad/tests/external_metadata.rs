@@ -26,8 +26,8 @@ fn external_metadata_of_any_size_serves_what_it_has_bits_for() {
         node.promote(true);
         let mut client = node.nbd();
         assert_eq!(client.size_bytes, usable, "{what}");
-        client.write(usable - 512, &[7; 512]);
-        client.disconnect();
+        client.write(usable - 512, &[7; 512]).unwrap();
+        client.disconnect().unwrap();
         for _ in 0..2 {
             node.done(Command::Down { target: r0() });
             node.done(Command::Attach { target: r0() });

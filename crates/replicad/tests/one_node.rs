@@ -54,8 +54,8 @@ fn promotion_without_good_data_is_refused_and_the_rule_is_named() {
     node.promote(true);
     assert_eq!(node.report().role, "Primary");
     let mut client = node.nbd();
-    client.write(4096, &[7; 4096]);
-    assert_eq!(client.read(4096, 4096), [7; 4096]);
+    client.write(4096, &[7; 4096]).unwrap();
+    assert_eq!(client.read(4096, 4096).unwrap(), [7; 4096]);
 }
 
 #[test]

@@ -2,8 +2,6 @@
 //! the test. Nothing here measures time; waits end by what they wait for, or by [`PATIENCE`] when something hangs.
 #![allow(dead_code)] // Each test binary uses its part.
 
-pub mod nbd;
-
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
@@ -16,6 +14,7 @@ use std::time::{Duration, Instant};
 use control::{Command, Reply, Request, ResourceReport, Response, Target, decode_line, encode_line};
 use metadata::Superblock;
 use metadata::layout::{Geometry, Layout, Placement};
+use nbd_client::Client;
 
 /// Far above anything that works; for tests that would hang otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -198,10 +197,10 @@ impl Daemon {
         self.done(Command::Promote { target: r0(), force });
     }
 
-    pub fn nbd(&self) -> nbd::Client {
+    pub fn nbd(&self) -> Client {
         let path = self.run_dir.join("r0.0.nbd");
         self.wait_until("its NBD socket exists", || path.exists());
-        nbd::Client::connect(&path)
+        Client::connect(&path).unwrap()
     }
 
     pub fn log(&self) -> String {
