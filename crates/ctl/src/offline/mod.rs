@@ -13,6 +13,7 @@ use control::{Response, Target};
 use disk::{DiskError, MetaDevice};
 use metadata::{Bitmap, DeviceFlags, DumpOptions, Geometry, Layout, Superblock};
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -258,7 +259,7 @@ fn restore_command(target: &Target, file: &Path, force: bool, global: &Global, o
         let text = format!("{target} has {} volumes with a disk; name one, as in {}", volumes.len(), volumes[0].name());
         return output.error(Exit::USAGE, text);
     };
-    let text = match std::fs::read_to_string(file) {
+    let text = match read_dump(file) {
         Ok(text) => text,
         Err(e) => {
             return output.error(Exit::FAILED, format!("cannot read the dump {}: {e}", file.display()));
@@ -271,6 +272,14 @@ fn restore_command(target: &Target, file: &Path, force: bool, global: &Global, o
         }
     };
     restore_md(volume, &dump, force, output)
+}
+
+/// `/dev/zero` and its kin have no end.
+fn read_dump(file: &Path) -> io::Result<String> {
+    if std::fs::metadata(file)?.file_type().is_char_device() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a device; give a file, or a pipe"));
+    }
+    std::fs::read_to_string(file)
 }
 
 fn restore_md(volume: &LocalVolume, dump: &metadata::Dump, force: bool, output: &mut Output) -> Exit {
