@@ -113,6 +113,21 @@ proptest! {
         prop_assert_eq!(target.to_string().parse::<Target>().unwrap(), target);
     }
 
+    /// Reaches what lies behind the syntax of JSON.
+    #[test]
+    fn no_damage_to_a_line_does_harm(
+        command in command(), response in response(), at in any::<prop::sample::Index>(), patch in "[-0-9a-z\\[\\]{}\":,]{0,6}"
+    ) {
+        let cut = |line: Vec<u8>| {
+            let text = String::from_utf8(line).unwrap();
+            let places: Vec<usize> = text.char_indices().map(|(at, _)| at).collect();
+            let at = places[at.index(places.len())];
+            format!("{}{patch}{}", &text[..at], text[at..].chars().skip(patch.len() / 2).collect::<String>())
+        };
+        let _ = decode_line::<Request>(cut(encode_line(&Request::new(command)).unwrap()).as_bytes());
+        let _ = decode_line::<Reply>(cut(encode_line(&Reply::new(response)).unwrap()).as_bytes());
+    }
+
     #[test]
     fn no_bytes_do_harm(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in ".*") {
         let _ = decode_line::<Request>(&bytes);

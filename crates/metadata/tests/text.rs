@@ -4,8 +4,12 @@
 mod common;
 
 use common::{Stage, case, cases, json, text};
-use metadata::{DumpOptions, Superblock, check, parse_dump, restore, write_dump};
+use metadata::{
+    Bitmap, DeviceFlags, DumpOptions, Geometry, Layout, PeerFlags, PeerRecord, Placement, Superblock, check,
+    parse_dump, restore, write_dump,
+};
 use proptest::prelude::*;
+use types::{Slot, Uuid};
 
 fn dump_of(stage: &Stage, members: bool) -> (Superblock, String) {
     let sb = stage.superblock().unwrap();
@@ -146,7 +150,48 @@ fn a_dump_does_not_fit_a_smaller_device_or_break_a_rule() {
     assert_eq!(restore(&no_log, metadata::Placement::Internal, 64 << 20).unwrap_err().field, "al-stripes");
 }
 
+fn uuids() -> impl Strategy<Value = [Uuid; 32]> {
+    prop::array::uniform32(any::<u64>().prop_map(Uuid))
+}
+
 proptest! {
+    /// Of any metadata that may be attached; runs of equal words and single ones.
+    #[test]
+    fn what_is_dumped_is_restored(
+        max_peers in 1u8..=31,
+        sectors in 0u64..131_072,
+        (current, bitmap_uuids, history) in (any::<u64>(), uuids(), uuids()),
+        (flags, peer_flags, members) in (any::<u32>(), any::<u32>(), prop::option::of(1u64..)),
+        words in prop::collection::vec((any::<u64>(), 1usize..300), 1..20),
+    ) {
+        let geometry = Geometry::new(max_peers);
+        let layout = Layout::compute(Placement::Internal, 64 << 20, geometry).unwrap();
+        let mut sb = Superblock::fresh(geometry, &layout);
+        sb.last_agreed_bytes = (sectors * 512).min(layout.usable_bytes);
+        sb.current_uuid = Uuid(current);
+        sb.flags = DeviceFlags(flags).with(DeviceFlags::AL_CLEAN);
+        sb.members = members.unwrap_or(0);
+        sb.history = history;
+        for (node, peer) in (0u8..).zip(&mut sb.peers) {
+            let slot = (node < max_peers).then_some(Slot(node));
+            *peer = PeerRecord { slot, flags: PeerFlags(peer_flags), bitmap_uuid: bitmap_uuids[usize::from(node)], ..*peer };
+        }
+        let mut image: Vec<u8> = words.iter().flat_map(|(word, count)| word.to_le_bytes().repeat(*count)).collect();
+        image.resize(geometry.bitmap_bytes(sb.last_agreed_bytes).unwrap() as usize, 0);
+
+        let mut out = String::new();
+        let options = DumpOptions { members: members.is_some(), ..DumpOptions::default() };
+        write_dump(&mut out, options, &sb, &layout, &image).unwrap();
+        let restored = restore(&parse_dump(&out).unwrap(), Placement::Internal, 64 << 20).unwrap();
+        prop_assert_eq!(&restored.superblock, &sb);
+        let bitmap = |image| Bitmap::from_image(max_peers, 4096, geometry.bits(sb.last_agreed_bytes), image);
+        let (before, after) = (bitmap(image), bitmap(restored.bitmap));
+        for slot in before.slots() {
+            let all = |bitmap: &Bitmap| (0..bitmap.words64()).map(|w| bitmap.word64(slot, w)).collect::<Vec<_>>();
+            prop_assert_eq!(all(&before), all(&after));
+        }
+    }
+
     #[test]
     fn no_text_makes_the_parser_panic(text in ".{0,200}") {
         let _ = parse_dump(&text);

@@ -3,8 +3,9 @@
 mod support;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::Command as Process;
 
 use control::{Command, Response, Target};
@@ -82,6 +83,105 @@ fn events_begin_with_the_present_state() {
         .collect();
     assert!(lines[0].starts_with("exists resource name:r0 role:Secondary"), "{lines:?}");
     assert_eq!(lines.last().unwrap(), "exists -");
+}
+
+/// What a client may write into the socket: nothing of it may matter to anybody else.
+#[test]
+fn no_bytes_on_the_control_socket_end_the_daemon() {
+    let cluster = Cluster::new(2);
+    let node = cluster.start(0);
+    let nested = format!("{{\"version\":1,\"command\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let long = "x".repeat(control::LINE_BYTES_MAX + 1);
+    let lines = [
+        "",
+        "null",
+        "{}",
+        "[]",
+        "\u{0}\u{1}é",
+        "GET / HTTP/1.1",
+        r#"{"version":1}"#,
+        r#"{"version":2,"command":"status"}"#,
+        r#"{"version":-1,"command":"status"}"#,
+        r#"{"version":1,"command":"status"}"#,
+        r#"{"version":1,"command":"no-such-command","target":{"resource":"r0"}}"#,
+        r#"{"version":1,"command":"status","target":{"resource":7}}"#,
+        r#"{"version":1,"command":"wait-sync","target":{"resource":"r0"},"timeout_s":-1}"#,
+        r#"{"version":1,"command":"wait-sync","target":{"resource":"r0","volume":65536},"timeout_s":0}"#,
+        &nested,
+        &long,
+    ];
+    for line in lines {
+        let shown: String = line.chars().take(80).collect();
+        let mut stream = UnixStream::connect(node.run_dir.join(control::SOCKET_NAME)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        // The daemon may have hung up on the longest one before all of it was written.
+        let _ = stream.write_all(format!("{line}\n").as_bytes());
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer).unwrap();
+        assert!(answer.contains("\"response\":\"error\""), "{shown}: {answer}");
+    }
+    let mut half = UnixStream::connect(node.run_dir.join(control::SOCKET_NAME)).unwrap();
+    half.write_all(br#"{"version":1,"#).unwrap();
+    drop(half);
+    assert_eq!(node.report().name, "r0");
+}
+
+#[test]
+fn no_target_of_any_command_ends_the_daemon() {
+    let cluster = Cluster::new(2);
+    let node = cluster.start(0);
+    let targets = [
+        Target::ALL,
+        r0(),
+        Target { volume: Some(0), ..r0() },
+        Target { volume: Some(u16::MAX), ..r0() },
+        Target { peer: Some("n1".into()), ..r0() },
+        Target { peer: Some("n0".into()), volume: Some(9), ..r0() },
+        Target { peer: Some(String::new()), ..Target::resource("") },
+        Target::resource(&"x".repeat(100_000)),
+    ];
+    // Twice: without and with a disk, a role and a device.
+    for round in 0..2 {
+        for target in targets.clone() {
+            let (force, from_peer) = (true, Some("n7".to_string()));
+            let at = || target.clone();
+            let commands = [
+                Command::Adjust { target: at() },
+                Command::Attach { target: at() },
+                Command::Connect { target: at(), discard_my_data: true },
+                Command::Promote { target: at(), force },
+                Command::Status { target: at() },
+                Command::Events { target: at(), now: true, statistics: true },
+                Command::Role { target: at() },
+                Command::Cstate { target: at() },
+                Command::Dstate { target: at() },
+                Command::WaitConnect { target: at(), timeout_s: Some(0) },
+                Command::WaitSync { target: at(), timeout_s: Some(0) },
+                Command::Invalidate { target: at(), from_peer },
+                Command::Invalidate { target: at(), from_peer: None },
+                Command::InvalidateRemote { target: at() },
+                Command::PauseSync { target: at() },
+                Command::ResumeSync { target: at() },
+                Command::NewCurrentUuid { target: at(), clear_bitmap: true },
+                Command::Outdate { target: at() },
+                Command::GetGi { target: at() },
+                Command::ShowGi { target: at() },
+                Command::Disconnect { target: at(), force },
+                Command::Demote { target: at(), force },
+                Command::Detach { target: at(), force },
+                Command::Up { target: at() },
+                Command::Down { target: at() },
+            ];
+            for command in commands {
+                node.ask(command);
+            }
+        }
+        if round == 0 {
+            node.done(Command::Attach { target: r0() });
+            node.promote(true);
+        }
+    }
+    assert_eq!(node.report().name, "r0");
 }
 
 /// From a peer's address.
