@@ -186,6 +186,31 @@ impl Command {
         }
     }
 
+    /// The part of its target that this command has no meaning for, if it has one: `down r0/1` must not take all of r0
+    /// down, nor `invalidate bob:r0` throw away what is here. Questions take what they understand.
+    pub fn part_too_much(&self) -> Option<&'static str> {
+        let target = self.target();
+        let (for_peers, for_volumes) = match self {
+            Command::Up { .. }
+            | Command::Down { .. }
+            | Command::Adjust { .. }
+            | Command::Promote { .. }
+            | Command::Demote { .. } => (false, false),
+            Command::Connect { .. } | Command::Disconnect { .. } => (true, false),
+            Command::Attach { .. }
+            | Command::Detach { .. }
+            | Command::Invalidate { .. }
+            | Command::NewCurrentUuid { .. }
+            | Command::Outdate { .. } => (false, true),
+            _ => (true, true),
+        };
+        match (&target.peer, target.volume) {
+            (Some(_), _) if !for_peers => Some("peer"),
+            (_, Some(_)) if !for_volumes => Some("volume"),
+            _ => None,
+        }
+    }
+
     /// Needs no more than the right to read; all else is for root.
     pub const fn is_question(&self) -> bool {
         matches!(

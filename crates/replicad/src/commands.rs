@@ -29,6 +29,9 @@ type Outcome = Result<(), Failure>;
 
 /// Everything but `events`, which is a stream (`control_socket.rs`). `progress`: lines to show meanwhile.
 pub async fn execute(node: &Arc<Node>, command: Command, progress: &mpsc::Sender<Response>) -> Response {
+    if let Some(part) = command.part_too_much() {
+        return too_much(&command, part);
+    }
     let result = match &command {
         Command::Status { target } => status(node, target).await,
         Command::Role { target } => lines(node, target, |report, _| vec![report.role_line()]).await,
@@ -84,6 +87,17 @@ fn peers<'a>(served: &'a Served, target: &Target) -> Result<Vec<&'a Peer>, Failu
 
 fn gone(_: Gone) -> Failure {
     Box::new(Response::Error { message: "the resource is shutting down".into(), next_step: None })
+}
+
+fn too_much(command: &Command, part: &str) -> Response {
+    Response::Refused {
+        object: command.target().to_string(),
+        code: 0,
+        rule: "target".into(),
+        state: String::new(),
+        message: format!("{} is not for one {part}", command.name()),
+        next_step: Some(format!("nothing was changed; name the target without the {part}")),
+    }
 }
 
 fn refused(object: String, refusal: Refusal) -> Failure {

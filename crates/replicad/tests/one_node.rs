@@ -73,6 +73,30 @@ fn what_does_not_exist_is_unknown() {
 }
 
 #[test]
+fn a_command_for_more_than_was_named_is_refused() {
+    let cluster = Cluster::new(2);
+    let node = cluster.start(0);
+    node.done(Command::Attach { target: r0() });
+    let (volume, peer) = (Target { volume: Some(0), ..r0() }, Target { peer: Some("n1".into()), ..r0() });
+    let commands = [
+        (Command::Down { target: volume.clone() }, "down is not for one volume"),
+        (Command::Promote { target: volume.clone(), force: true }, "promote is not for one volume"),
+        (Command::Disconnect { target: volume, force: true }, "disconnect is not for one volume"),
+        (Command::Invalidate { target: peer.clone(), from_peer: None }, "invalidate is not for one peer"),
+        (Command::Detach { target: peer, force: true }, "detach is not for one peer"),
+    ];
+    for (command, expected) in commands {
+        let (code, message, next_step) = refused(node.ask(command));
+        assert_eq!((code, message.as_str()), (0, expected));
+        assert!(next_step.contains("nothing was changed"), "{next_step}");
+    }
+    assert_eq!(
+        (node.report().role.as_str(), node.report().devices[0].disk_state.as_str()),
+        ("Secondary", "Inconsistent")
+    );
+}
+
+#[test]
 fn events_begin_with_the_present_state() {
     let cluster = Cluster::new(2);
     let node = cluster.start(0);
