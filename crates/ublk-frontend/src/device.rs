@@ -325,7 +325,12 @@ fn add(options: &DeviceOptions, mode: DataMode) -> Result<UblkCtrl, libublk::Ubl
     submit_control(&control, sys::UBLK_U_CMD_ADD_DEV, command)?;
     let id = info.dev_id as i32;
     note_for_libublk(id);
-    UblkCtrl::new_simple(id)
+    UblkCtrl::new_simple(id).inspect_err(|_| {
+        // A device that was never started can't be recovered, and would keep its number. The error that led here
+        // is the one to report.
+        let delete = sys::ublksrv_ctrl_cmd { dev_id: info.dev_id, queue_id: u16::MAX, ..Default::default() };
+        let _ = submit_control(&control, sys::UBLK_U_CMD_DEL_DEV, delete);
+    })
 }
 
 /// One command on this thread's control ring, waited for. What `command` points to must live until it returns.
