@@ -2,7 +2,7 @@
 //! have, while the nodes change roles, lose addresses, and meet strangers and clients that die.
 
 use e2e::network::{address, inside};
-use e2e::{tcp_client, Cluster, Node, Setup, pattern, tools};
+use e2e::{Cluster, Node, Setup, pattern, tcp_client, tools};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
