@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc};
 use wire::Socket;
 
@@ -164,5 +165,8 @@ async fn accept_all(listener: TcpListener, routes: Routes) {
 
 async fn introduce(mut stream: TcpStream, patience: Duration, incoming: mpsc::Sender<Incoming>) -> Result<(), String> {
     let socket = first_packet::read(&mut stream, patience).await.map_err(|e| e.to_string())?;
-    incoming.try_send(Incoming { socket, stream }).map_err(|_| "too many connections from there".to_string())
+    incoming.try_send(Incoming { socket, stream }).map_err(|error| match error {
+        TrySendError::Full(_) => "too many connections from there".to_string(),
+        TrySendError::Closed(_) => "the resource is on its way down".to_string(),
+    })
 }
