@@ -22,6 +22,7 @@ use crate::epoch::Epochs;
 use crate::generation::same_claims;
 use crate::handshake::{Decision, RetryReason, Rule, Strategy};
 use crate::peer::{Link, PeerDevice};
+use crate::planted::{Bug, planted};
 use crate::twophase::Change;
 use crate::volume::Salvage;
 
@@ -595,7 +596,11 @@ impl Engine {
             return Err((End::Retry(RETRY_AFTER_FAILURE), text));
         }
         let restarted = device.uuids.as_ref().is_some_and(|u| u.flags & uuid_flag::RECONNECT == 0);
-        if restarted && volume.unconfirmed_at.contains(peer) && !self.has_data(number) {
+        if restarted
+            && !planted(Bug::LostCacheAccepted)
+            && volume.unconfirmed_at.contains(peer)
+            && !self.has_data(number)
+        {
             let text = format!(
                 "volume {number}: the peer was restarted and may have lost writes that this Primary had completed: \
                  demote this node first"
@@ -625,6 +630,7 @@ impl Engine {
             self.device_mut(peer, number).reconnect |= decision.rule != Rule::NoDisk;
             if decision.rule != Rule::NoDisk {
                 let volume = self.volume_mut(number);
+                volume.may_be_equal = volume.may_be_equal.without(peer);
                 volume.unconfirmed_at = volume.unconfirmed_at.without(peer);
             }
             self.start_as_decided(peer, number, &decision, "connected");

@@ -5,6 +5,7 @@ use types::{BlockOp, DiskState, IoError, ReplicationState, Role, VolumeNumber};
 
 use crate::activity::Hold;
 use crate::api::OnNoData;
+use crate::planted::{Bug, planted};
 use crate::volume::{Backing, Parked, Writer};
 use crate::{Engine, IoKind};
 
@@ -128,6 +129,10 @@ impl Engine {
                     volume.log_wanted.pop_front();
                     volume.ready.push_back(writer);
                 }
+                Hold::Pending(_) if planted(Bug::LogNotAwaited) => {
+                    volume.log_wanted.pop_front();
+                    volume.ready.push_back(writer);
+                }
                 Hold::Pending(ticket) => {
                     volume.log_wanted.pop_front();
                     volume.log_pending.push_back((ticket, writer));
@@ -158,7 +163,8 @@ impl Engine {
     fn pump_ready(&mut self, number: VolumeNumber) {
         loop {
             let volume = self.volume(number);
-            if volume.backing.as_ref().is_some_and(|b| !b.is_settled()) {
+            let settled = volume.backing.as_ref().is_none_or(|b| b.is_settled());
+            if !settled && !planted(Bug::GenerationNotDurable) {
                 return;
             }
             let Some(writer) = volume.ready.front().copied() else { return };

@@ -6,6 +6,7 @@
 //!
 //! Invariant of each epoch: confirmed <= done <= received. All but the newest epoch have their barrier.
 
+use crate::planted::{Bug, planted};
 use alloc::collections::VecDeque;
 use core::fmt;
 
@@ -94,7 +95,10 @@ impl Epochs {
         let newest = self.open.len() - 1;
         let epoch = &mut self.open[newest];
         epoch.received = epoch.received.checked_add(1).ok_or(EpochError::TooManyWrites)?;
-        Ok(Received { epoch: EpochId(self.oldest + newest as u64), may_submit_now: newest == 0 })
+        Ok(Received {
+            epoch: EpochId(self.oldest + newest as u64),
+            may_submit_now: newest == 0 || planted(Bug::EpochsNotOrdered),
+        })
     }
 
     /// A write is on disk (or failed there) and its acknowledgement is sent.

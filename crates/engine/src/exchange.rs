@@ -11,6 +11,7 @@ use wire::message::{BitmapChunk, uuid_flag};
 use crate::Engine;
 use crate::api::Event;
 use crate::handshake::{BitmapUse, Decision, Rule, Strategy};
+use crate::planted::{Bug, planted};
 use crate::volume::WIRE_BLOCK_BYTES;
 
 /// A bitmap on its way to us.
@@ -113,6 +114,7 @@ impl Engine {
         let mine = self.volume(number).current_uuid();
         // A missed end is a resync that is only put off until its source is UpToDate.
         let open = matches!(rule, Rule::SyncSourceMissedFinish | Rule::SyncSourcePeerMissedFinish);
+        let open = open && !planted(Bug::BitsOfMissedEndDropped);
         let compared = rule != Rule::NoDisk && !open && peer_disk >= DiskState::Negotiating;
         let equal = compared && mine.same(theirs) && !mine.is_just_created();
         if equal && rule != Rule::JustCreatedBoth {
@@ -137,7 +139,7 @@ impl Engine {
         let theirs = device.uuids.as_ref().map_or(0, |u| u.dirty_bits);
         let survived = device.uuids_sent.as_ref().is_some_and(|u| u.flags & uuid_flag::RECONNECT != 0);
         let mine = self.volume(number).bits_towards(peer);
-        if mine > 0 && (survived || theirs > 0) {
+        if mine > 0 && (survived || theirs > 0) && !planted(Bug::BitsOfCrashDropped) {
             return self.warn(alloc::format!(
                 "volume {number}: {mine} blocks stay out of sync towards node {peer} although the generations are equal"
             ));
@@ -215,7 +217,7 @@ impl Engine {
             let write =
                 self.writes.get_mut(self.transfer_log[index]).expect("the transfer log names writes that exist");
             let sent = write.legs.iter().any(|l| l.peer == peer && Some(l.link) == link);
-            if write.volume == number && !sent {
+            if write.volume == number && !sent && !planted(Bug::UnsentWritesForgotten) {
                 write.marked = write.marked.with(peer);
                 let range = write.range;
                 self.volume_mut(number).mark_out_of_sync(peer, range);

@@ -12,6 +12,7 @@ use metadata::superblock::DeviceFlags;
 use crate::Engine;
 use crate::api::Event;
 use crate::handshake::{self, BitmapUse, Decision, Rule, Side, Strategy};
+use crate::planted::{Bug, planted};
 use crate::state::Deferred;
 
 /// Why a generation is due after a change of role.
@@ -42,6 +43,9 @@ impl Engine {
     /// before the next write, the peers are told before it too.
     pub(crate) fn begin_generation(&mut self, number: VolumeNumber, reason: &'static str) {
         self.volume_mut(number).generation_due = None;
+        if planted(Bug::GenerationNotBegun) {
+            return;
+        }
         let weak = self.weak_nodes(number);
         if !self.volume(number).is_writable() {
             return self.begin_diskless_generation(number, weak, reason);
@@ -107,13 +111,19 @@ impl Engine {
             }
         }
         let dagtag = self.dagtag;
-        let backing = self.volume_mut(number).backing.as_mut().expect("only a disk has generations to rotate");
+        let volume = self.volume_mut(number);
+        let may_be_equal = core::mem::replace(&mut volume.may_be_equal, NodeSet::EMPTY);
+        let backing = volume.backing.as_mut().expect("only a disk has generations to rotate");
         let superblock = &mut backing.superblock;
         let previous = if superblock.current_uuid.is_just_created() { replacement } else { superblock.current_uuid };
         let mut changed = false;
         for node in behind.iter() {
             let record = &mut superblock.peers[node.index()];
-            if !record.bitmap_uuid.is_zero() && !record.bitmap_uuid.same(previous) {
+            let older = !record.bitmap_uuid.is_zero() && !record.bitmap_uuid.same(previous);
+            // It has the slot's generation, or the present one and could not say so any more. A full resync is the price
+            // then; without a new generation nobody could tell it from one that has all that is written from here on.
+            changed |= older && may_be_equal.contains(node);
+            if older {
                 continue;
             }
             record.bitmap_uuid = previous;
@@ -125,6 +135,9 @@ impl Engine {
             return false;
         }
         superblock.current_uuid = fresh;
+        if !superblock.peers.iter().any(|record| record.bitmap_uuid.same(previous)) {
+            superblock.push_history(previous);
+        }
         backing.touch();
         self.close_epoch();
         true
@@ -322,7 +335,7 @@ impl Engine {
         if receiving || disk != DiskState::UpToDate || backing.superblock.current_uuid.same(new) {
             return;
         }
-        if weak.contains(me) {
+        if weak.contains(me) && !planted(Bug::GenerationFollowedByTheWeak) {
             return self.fell_behind(peer, number);
         }
         let old = backing.superblock.current_uuid;
@@ -426,6 +439,15 @@ fn reconcile_bits(
         return decision;
     }
     let knows = |side: &Side<'_>| side.dirty_bits > 0 && side.flags & uuid_flag::RECONNECT != 0;
+    // A Secondary that a Primary feeds has what the other one may have missed; two such learn it from the Primary.
+    let fed = |side: &Side<'_>| side.flags & uuid_flag::STABLE == 0;
+    if fed(me) || fed(peer) {
+        if !(knows(me) || knows(peer)) || fed(me) == fed(peer) {
+            return decision;
+        }
+        let strategy = if fed(me) { Strategy::Source(BitmapUse::Own) } else { Strategy::Target(BitmapUse::Own) };
+        return Decision { strategy, rule: Rule::BitsAtEqualGenerations };
+    }
     let first = match (me.role, peer.role) {
         (Role::Primary, Role::Secondary) => true,
         (Role::Secondary, Role::Primary) => false,

@@ -14,6 +14,7 @@ use types::{DiskState, NodeId, Role, Uuid};
 use wire::message::uuid_flag as flag;
 
 use crate::api::Protocol;
+use crate::planted::{Bug, planted};
 
 /// What one end says of itself. The same struct for "me" and "the peer".
 #[derive(Clone, Debug)]
@@ -240,6 +241,9 @@ fn compare(me: &Side<'_>, peer: &Side<'_>, link: Link) -> (Verdict, Rule) {
 /// Rows 5..13: "I am behind" is looked for before "I am ahead".
 fn compare_different(me: &Side<'_>, peer: &Side<'_>, link: Link) -> (Verdict, Rule) {
     let (mine, its) = (me.current, peer.current);
+    if planted(Bug::BitmapRowSaysEqual) && (names(peer.bitmap_for_other, mine) || names(me.bitmap_for_other, its)) {
+        return (Verdict::NoSync, Rule::BothOff);
+    }
     if names(peer.bitmap_for_other, mine) {
         return (Verdict::Target(Own), Rule::BitmapPeer);
     }

@@ -28,6 +28,7 @@ mod in_sync;
 mod meta;
 pub mod pacing;
 mod peer;
+pub mod planted;
 pub mod progress;
 pub mod ranges;
 mod replica;

@@ -17,6 +17,7 @@ use types::{ExtentIndex, IoError, VolumeNumber};
 
 use crate::activity::Transaction;
 use crate::api::{DiskOp, MetaBlock};
+use crate::planted::{Bug, planted};
 use crate::volume::Backing;
 use crate::{Engine, IoKind};
 
@@ -190,7 +191,8 @@ impl Backing {
             return Some((Step::Superblock { version: self.changed }, op));
         }
         if let Some(transaction) = self.log.start_transaction() {
-            let blocks = self.take_pages_of(&transaction.evicted);
+            let evicted: &[ExtentIndex] = if planted(Bug::LogWithoutEvictedPages) { &[] } else { &transaction.evicted };
+            let blocks = self.take_pages_of(evicted);
             if !blocks.is_empty() {
                 return Some((
                     Step::EvictedPages(transaction),

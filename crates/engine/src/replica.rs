@@ -18,6 +18,7 @@ use wire::Message;
 use wire::message::{DataFlags, DataHead};
 
 use crate::epoch::{EpochId, NeedFlush};
+use crate::planted::{Bug, planted};
 use crate::request::{RangeOwner, disk_write};
 use crate::slab::Key;
 use crate::volume::{Salvage, Writer};
@@ -260,7 +261,8 @@ impl Engine {
         entry.flush_failed = false;
         entry.epoch_flushes = volumes.len() as u32;
         entry.epoch_flushing = entry.epoch_due.take();
-        if volumes.is_empty() {
+        if volumes.is_empty() || planted(Bug::EpochNotFlushed) {
+            self.peer_mut(peer).epoch_flushes = 0;
             return self.epoch_flushed(peer);
         }
         for number in volumes {
@@ -405,7 +407,9 @@ impl Engine {
             let write = self.peer_writes.get_mut(key).expect("unacked names writes that exist");
             match write.stage {
                 Stage::Submitted => write.orphan = Some(covered[&number]),
-                Stage::Waiting if write.due && write.flags.has(DataFlags::SEND_RECEIVE_ACK) => {
+                Stage::Waiting
+                    if write.due && write.flags.has(DataFlags::SEND_RECEIVE_ACK) && !planted(Bug::ReceiptForgotten) =>
+                {
                     write.orphan = Some(covered[&number]);
                 }
                 Stage::Done { .. } => self.forget_peer_write(key, covered[&number]),

@@ -19,6 +19,7 @@ use wire::message::{BlockRequest, DataFlags, DataHead};
 
 use crate::api::{DiskOp, Effect, Protocol};
 use crate::peer::WriteMode;
+use crate::planted::{Bug, planted};
 use crate::ranges::{RangeId, RangeKind};
 use crate::slab::Key;
 use crate::volume::{Parked, Writer};
@@ -75,6 +76,7 @@ impl Leg {
         match self.want {
             Want::Nothing => false,
             Want::Receipt => self.state == LegState::Sent,
+            Want::Disk if planted(Bug::PeerDiskNotAwaited) => false,
             Want::Disk => matches!(self.state, LegState::Sent | LegState::Received),
         }
     }
@@ -505,7 +507,7 @@ impl Engine {
         // A sync target's disk alone is no copy: the resync will overwrite it with what the source has (rule PR-2).
         let good = self.volume(number).disk == DiskState::UpToDate;
         let result = match write.local {
-            Local::Ok if good => Ok(()),
+            Local::Ok if good || planted(Bug::WriteMadeUpToDate) => Ok(()),
             _ if remote => Ok(()),
             Local::Ok => Err(IoError::Io),
             Local::Failed(error) => Err(error),
@@ -533,6 +535,7 @@ impl Engine {
         }
         let local_ok = write.local == Local::Ok;
         let keep = if local_ok || write.local == Local::None { stable.union(write.marked) } else { NodeSet::EMPTY };
+        let keep = if planted(Bug::BitsForgottenAtRetirement) { NodeSet::ALL } else { keep };
         self.mark_all_but(number, keep, write.range);
         for leg in &write.legs {
             let in_sync = local_ok && leg.state == LegState::Stable && leg.may_set_in_sync && leg.in_sync;
@@ -570,6 +573,7 @@ impl Engine {
             .peers
             .values()
             .filter(|p| p.is_connected() && !(own && p.config.protocol == Protocol::A))
+            .filter(|_| !planted(Bug::FlushForgetsPeers))
             .filter_map(|p| Some((p.id, p.link_id()?, p.last_open_barrier()?)))
             .collect();
         let writable = self.volume(number).is_writable();
@@ -804,6 +808,7 @@ impl RangeOwner {
 pub(crate) fn disk_write(op: BlockOp, range: ByteRange, payload: Option<PayloadId>) -> DiskOp {
     match op {
         BlockOp::Write { fua } => {
+            let fua = fua && !planted(Bug::FuaForgotten);
             DiskOp::Write { range, payload: payload.expect("a write brings its data: checked at the door"), fua }
         }
         BlockOp::Discard => DiskOp::Discard { range },

@@ -19,6 +19,7 @@ use wire::version::feature;
 
 use crate::api::{CommandId, DiskOp, Event, Refusal};
 use crate::connect::End;
+use crate::planted::{Bug, planted};
 use crate::progress::Marks;
 use crate::request::RangeOwner;
 use crate::slab::Key;
@@ -137,6 +138,10 @@ impl Engine {
         self.tell_state(number);
         self.update_pause(peer, number);
         self.event(Event::ResyncStarted { peer, volume: number, source: false, bits });
+        if planted(Bug::TargetNotInconsistent) {
+            self.volume_mut(number).disk = DiskState::UpToDate;
+            self.refresh_flags(number);
+        }
         self.when_durable(number, Deferred::ResyncReady { peer });
     }
 
@@ -237,7 +242,7 @@ impl Engine {
 
     /// The next run of set bits, at most one request long. `None`: the end of this pass.
     fn next_dirty(&mut self, peer: NodeId, number: VolumeNumber) -> Option<ByteRange> {
-        let primary = self.role == Role::Primary;
+        let held = self.writes_come_past(peer);
         let volume = self.volume(number);
         let backing = volume.backing.as_ref()?;
         let slot = backing.superblock.peers[peer.index()].slot?;
@@ -255,8 +260,8 @@ impl Engine {
                 break None;
             }
             let range = ByteRange::new(start_byte, end_byte - start_byte).expect("inside the volume");
-            // Our own writes go first; this block comes in the next pass.
-            if !(primary && volume.ranges.conflicts(range)) {
+            // These writes go first; this block comes in the next pass.
+            if !(held && volume.ranges.conflicts(range)) {
                 break Some(range);
             }
         };
@@ -265,27 +270,36 @@ impl Engine {
         found
     }
 
+    /// Writes reach this node on another way than the blocks that `source` sends, its own or those of a third node that
+    /// is Primary: they wait for a block that was asked for, or an older answer would overwrite them (rule RS-5).
+    fn writes_come_past(&self, source: NodeId) -> bool {
+        let writes = |p: &crate::peer::Peer| p.id != source && p.is_connected() && p.role == Role::Primary;
+        self.is_primary() || self.peers.values().any(writes)
+    }
+
     fn request_block(&mut self, peer: NodeId, number: VolumeNumber, range: ByteRange) {
-        let primary = self.role == Role::Primary;
+        let held = self.writes_come_past(peer);
         let key = self.resync_requests.insert(ResyncRequest {
             peer,
             volume: number,
             range,
             payload: None,
-            ranged: primary,
-            granted: primary,
+            ranged: held,
+            granted: held,
             writing: false,
             superseded: false,
             orphan: false,
         });
-        if primary {
+        if held {
             let taken = self.take_range(number, RangeOwner::Resync(key), range);
             assert!(taken, "resync asked for {range:?}, which next_dirty found free");
         }
         let entry = self.peer(peer);
         let with_dagtag = entry.link.as_ref().is_some_and(|l| l.features & feature::RESYNC_DAGTAG != 0);
-        let tag = if entry.role == Role::Primary { entry.dagtag_received } else { 0 };
-        let dagtag = with_dagtag.then_some(Dagtag { node: u32::from(peer.get()), tag });
+        // The source answers when it has what the Primary has sent here so far.
+        let primary = self.peers.values().find(|p| p.is_connected() && p.role == Role::Primary);
+        let (node, tag) = primary.map_or((peer, 0), |p| (p.id, p.dagtag_received));
+        let dagtag = with_dagtag.then_some(Dagtag { node: u32::from(node.get()), tag });
         let resync = self.device_mut(peer, number).resync.as_mut().expect("the caller looked at it");
         resync.in_flight_bytes += range.len();
         resync.requests += 1;
@@ -317,13 +331,16 @@ impl Engine {
         }
         let (asked, granted) = (core::mem::replace(&mut request.ranged, true), request.granted);
         self.device_mut(peer, number).received_bytes += head.range.len();
-        if granted || (!asked && self.take_range(number, RangeOwner::Resync(head.block_id), head.range)) {
+        if granted
+            || planted(Bug::ResyncBesideWrite)
+            || (!asked && self.take_range(number, RangeOwner::Resync(head.block_id), head.range))
+        {
             self.resync_range_granted(number, head.block_id);
         }
     }
 
-    /// This node becomes Primary in the middle of a resync: from here on its own writes wait for the blocks that were
-    /// asked for before (rule RS-5).
+    /// A node becomes Primary in the middle of a resync: from here on its writes wait for the blocks that were asked for
+    /// before (rule RS-5).
     pub(crate) fn hold_requested_blocks(&mut self) {
         let open = |r: &ResyncRequest| !r.ranged && !r.orphan && !r.writing && r.payload.is_none();
         let keys: Vec<Key> = self.resync_requests.iter().filter(|(_, r)| open(r)).map(|(key, _)| key).collect();
@@ -417,6 +434,7 @@ impl Engine {
     /// Makes written blocks durable when enough have come together or nothing else is on its way.
     fn flush_written(&mut self, peer: NodeId, number: VolumeNumber) {
         let volatile = self.volume(number).backing.as_ref().is_some_and(|b| b.limits.volatile_cache);
+        let volatile = volatile && !planted(Bug::ResyncNotFlushed);
         let next = self.flushes_started + 1;
         let Some(resync) = &mut self.device_mut(peer, number).resync else { return };
         let due = resync.written_bytes >= FLUSH_BATCH_BYTES || resync.in_flight_bytes == 0 || !volatile;
@@ -747,7 +765,12 @@ impl Engine {
             !(*v == number
                 && matches!(action, Deferred::ResyncReady { peer: p } | Deferred::ResyncFinished { peer: p } if *p == peer))
         });
-        if self.peer(peer).volumes[&number].replication > ReplicationState::Established {
+        let replication = self.peer(peer).volumes[&number].replication;
+        if matches!(replication, ReplicationState::SyncSource | ReplicationState::PausedSyncS) {
+            let volume = self.volume_mut(number);
+            volume.may_be_equal = volume.may_be_equal.with(peer);
+        }
+        if replication > ReplicationState::Established {
             self.set_replication(peer, number, ReplicationState::Established, reason);
         }
     }

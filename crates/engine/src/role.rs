@@ -11,6 +11,7 @@ use wire::message::{StateWord, uuid_flag};
 use crate::api::{CommandId, Event, Refusal};
 use crate::connect::End;
 use crate::generation::PROMOTED;
+use crate::planted::{Bug, planted};
 use crate::state::Deferred;
 use crate::twophase::Change;
 use crate::{Engine, IoKind};
@@ -98,6 +99,7 @@ impl Engine {
             });
         }
         for (number, volume) in &self.volumes {
+            let force = force || planted(Bug::OutdatedPromoted);
             let usable = if force { volume.disk >= DiskState::Inconsistent } else { false };
             if !self.has_data(*number) && !usable {
                 let state = format!("volume {number}: disk:{}, no connected peer has UpToDate data", volume.disk);
@@ -171,7 +173,7 @@ impl Engine {
     /// What this node says to a peer's change.
     pub(crate) fn allows(&self, change: Change, from: NodeId) -> bool {
         match change {
-            Change::Promote { .. } => !self.is_primary(),
+            Change::Promote { .. } => !self.is_primary() || planted(Bug::SecondPrimaryAllowed),
             Change::Detach { volume } => !self.is_primary() || self.has_data_without(volume, from),
             Change::Invalidate { volume, .. } => self.volume(volume).disk == DiskState::UpToDate,
             Change::InvalidateRemote { volume, .. } => {

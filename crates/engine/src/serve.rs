@@ -12,6 +12,7 @@ use wire::Message;
 use wire::message::{BlockRequest, Dagtag, DataFlags, DataHead};
 
 use crate::api::{DiskOp, Event};
+use crate::planted::{Bug, planted};
 use crate::progress::Marks;
 use crate::request::RangeOwner;
 use crate::resync::REQUEST_BYTES_MAX;
@@ -91,7 +92,7 @@ impl Engine {
             superseded: false,
             orphan: false,
         });
-        if self.take_range(number, RangeOwner::Serve(key), range) {
+        if planted(Bug::ReadBesideWrite) || self.take_range(number, RangeOwner::Serve(key), range) {
             self.serve_range_granted(number, key);
         }
     }
@@ -146,6 +147,9 @@ impl Engine {
         } else {
             self.served.get_mut(key).expect("looked at it just now").kind = ServedKind::Answered;
             self.send_data(peer, Some(number), Message::RsDataReply(head), payload);
+            if planted(Bug::BitClearedWhenServed) {
+                self.volume_mut(number).mark_in_sync(peer, range);
+            }
         }
         self.release(payload);
         self.give_range_back(number, RangeOwner::Serve(key));
@@ -172,7 +176,7 @@ impl Engine {
             return self.protocol_error(peer, "RS_WRITE_ACK for a block that was not asked for");
         };
         let served = self.served.remove(key).expect("found just now");
-        if ok && !served.superseded {
+        if ok && (!served.superseded || planted(Bug::AcknowledgementTrustedTooLong)) {
             self.volume_mut(number).mark_in_sync(peer, range);
         }
         let left = self.volume(number).bits_towards(peer);

@@ -13,6 +13,7 @@ use wire::state_word::flag;
 use crate::Engine;
 use crate::api::{CommandId, Event, OnIoError};
 use crate::connect::Phase;
+use crate::planted::{Bug, planted};
 
 /// What waits until a volume's superblock is on disk.
 pub(crate) enum Deferred {
@@ -54,7 +55,7 @@ impl Engine {
     }
 
     pub(crate) fn set_disk(&mut self, number: VolumeNumber, to: DiskState, reason: &'static str) {
-        if self.set_disk_untold(number, to, reason) {
+        if self.set_disk_untold(number, to, reason) && !planted(Bug::StateNotTold) {
             self.tell_state(number);
         }
     }
@@ -84,6 +85,9 @@ impl Engine {
         if from != to {
             self.event(Event::PeerRole { peer, from, to });
             self.refresh_all_flags();
+            if to == Role::Primary {
+                self.hold_requested_blocks();
+            }
         }
     }
 
@@ -153,7 +157,7 @@ impl Engine {
         }
         if disk >= DiskState::Negotiating {
             flags.set(DeviceFlags::AL_CLEAN, false);
-            flags.set(DeviceFlags::PRIMARY_INDICATOR, somebody_writes);
+            flags.set(DeviceFlags::PRIMARY_INDICATOR, somebody_writes && !planted(Bug::IndicatorForgotten));
             flags.set(DeviceFlags::CRASHED_PRIMARY, primary || crashed);
             if unlogged && !flags.contains(DeviceFlags::AL_DISABLED) {
                 backing.writer.want_empty_log();

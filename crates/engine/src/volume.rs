@@ -64,6 +64,8 @@ pub(crate) struct Volume {
     pub exposed_uuid: Uuid,
     /// A new generation has to begin before the next write is let in; why.
     pub generation_due: Option<&'static str>,
+    /// Targets whose link died before they could say whether they had finished: they may have the current generation.
+    pub may_be_equal: NodeSet,
     /// Peers that do not have the generation of this diskless Primary on their disks yet.
     pub generation_unconfirmed: NodeSet,
     /// Peers whose link died while they held completed writes of this Primary that they had not confirmed as stable.
@@ -131,6 +133,7 @@ impl Volume {
             exposed_bytes: 0,
             exposed_uuid: Uuid::ZERO,
             generation_due: None,
+            may_be_equal: NodeSet::EMPTY,
             generation_unconfirmed: NodeSet::EMPTY,
             unconfirmed_at: NodeSet::EMPTY,
             salvage: Salvage::Nothing,

@@ -56,6 +56,14 @@ impl Node {
         let listeners = Listeners::default();
         let mut resources = BTreeMap::new();
         for local in locals {
+            if local.peers.len() > 1 {
+                tracing::warn!(
+                    "{} has {} nodes: three and more replicate and resync, but what the crash of one leaves behind is not \
+                     put right in every case yet; keep data that matters on two",
+                    local.name,
+                    local.peers.len() + 1
+                );
+            }
             let served = Served::start(local, &listeners, run_dir)?;
             resources.insert(served.local.name.clone(), Arc::new(served));
         }

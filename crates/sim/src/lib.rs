@@ -8,6 +8,8 @@ pub mod disk;
 pub mod network;
 pub mod node;
 pub mod operator;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod rng;
 pub mod run;
 pub mod swarm;

@@ -9,7 +9,8 @@ use std::time::Instant;
 use sim::{Outcome, Stats, run_seed, trace_seed};
 
 const USAGE: &str = "usage: sim --seeds N [--from S]
-       sim --seed S [--trace]";
+       sim --seed S [--trace]
+       sim --planted N (built with the feature `planted`): each planted bug, in at most N seeds";
 /// Failing seeds that are printed before the run stops looking.
 const FAILURES_MAX: usize = 200;
 
@@ -19,6 +20,7 @@ struct Arguments {
     seeds: Option<u64>,
     from: u64,
     trace: bool,
+    planted: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -29,6 +31,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(limit) = arguments.planted {
+        return find_planted(limit);
+    }
     match (arguments.seed, arguments.seeds) {
         (Some(seed), None) => one(seed, arguments.trace),
         (None, Some(count)) => many(arguments.from, count),
@@ -50,11 +55,23 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--seed" => arguments.seed = Some(number()?),
             "--seeds" => arguments.seeds = Some(number()?),
             "--from" => arguments.from = number()?,
+            "--planted" => arguments.planted = Some(number()?),
             "--trace" => arguments.trace = true,
             other => return Err(format!("unknown argument {other}")),
         }
     }
     Ok(arguments)
+}
+
+#[cfg(feature = "planted")]
+fn find_planted(limit: u64) -> ExitCode {
+    sim::planted::find_all(limit)
+}
+
+#[cfg(not(feature = "planted"))]
+fn find_planted(_: u64) -> ExitCode {
+    eprintln!("this program has no bugs planted: build it with `--features planted`");
+    ExitCode::from(2)
 }
 
 fn one(seed: u64, trace: bool) -> ExitCode {

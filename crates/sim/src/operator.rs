@@ -321,7 +321,9 @@ impl World {
                 let split = self.split_brain.contains(&crate::network::pair(id, peer));
                 let discard_my_data = split && !is_primary && self.rng.chance(500);
                 if discard_my_data {
+                    // Also what is newer here than on the peer: both may end Outdated.
                     self.give_up(id);
+                    self.no_good_copy_expected = true;
                 }
                 Command::Connect { peer, discard_my_data }
             }
@@ -469,6 +471,7 @@ impl World {
                 return self.command(id, Command::Demote, false);
             }
             self.give_up(id);
+            self.no_good_copy_expected = true;
             return self.command(id, Command::Connect { peer, discard_my_data: true }, false);
         }
         let unrelated = self.forced

@@ -1,0 +1,94 @@
+//! Bugs that are planted on purpose, one at a time, to see whether the simulator finds them. Only with the feature
+//! `planted`, which nothing that is shipped turns on: without it [`planted`] is a constant.
+
+/// Each breaks one rule at one place, and keeps both nodes talking.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Bug {
+    LogNotAwaited = 1,
+    LogWithoutEvictedPages,
+    IndicatorForgotten,
+    BitsForgottenAtRetirement,
+    UnsentWritesForgotten,
+    BitClearedWhenServed,
+    AcknowledgementTrustedTooLong,
+    BitsOfCrashDropped,
+    BitsOfMissedEndDropped,
+    PeerDiskNotAwaited,
+    FlushForgetsPeers,
+    FuaForgotten,
+    EpochNotFlushed,
+    EpochsNotOrdered,
+    ResyncNotFlushed,
+    ReadBesideWrite,
+    ResyncBesideWrite,
+    TargetNotInconsistent,
+    GenerationNotBegun,
+    GenerationNotDurable,
+    GenerationFollowedByTheWeak,
+    BitmapRowSaysEqual,
+    StateNotTold,
+    SecondPrimaryAllowed,
+    OutdatedPromoted,
+    LostCacheAccepted,
+    WriteMadeUpToDate,
+    ReceiptForgotten,
+}
+
+pub const ALL: [Bug; 28] = [
+    Bug::LogNotAwaited,
+    Bug::LogWithoutEvictedPages,
+    Bug::IndicatorForgotten,
+    Bug::BitsForgottenAtRetirement,
+    Bug::UnsentWritesForgotten,
+    Bug::BitClearedWhenServed,
+    Bug::AcknowledgementTrustedTooLong,
+    Bug::BitsOfCrashDropped,
+    Bug::BitsOfMissedEndDropped,
+    Bug::PeerDiskNotAwaited,
+    Bug::FlushForgetsPeers,
+    Bug::FuaForgotten,
+    Bug::EpochNotFlushed,
+    Bug::EpochsNotOrdered,
+    Bug::ResyncNotFlushed,
+    Bug::ReadBesideWrite,
+    Bug::ResyncBesideWrite,
+    Bug::TargetNotInconsistent,
+    Bug::GenerationNotBegun,
+    Bug::GenerationNotDurable,
+    Bug::GenerationFollowedByTheWeak,
+    Bug::BitmapRowSaysEqual,
+    Bug::StateNotTold,
+    Bug::SecondPrimaryAllowed,
+    Bug::OutdatedPromoted,
+    Bug::LostCacheAccepted,
+    Bug::WriteMadeUpToDate,
+    Bug::ReceiptForgotten,
+];
+
+#[cfg(feature = "planted")]
+mod switch {
+    use super::Bug;
+    use core::sync::atomic::{AtomicU8, Ordering};
+
+    static PLANTED: AtomicU8 = AtomicU8::new(0);
+
+    /// For the whole process, from now on.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.store(bug.map_or(0, |bug| bug as u8), Ordering::Relaxed);
+    }
+
+    pub(crate) fn planted(bug: Bug) -> bool {
+        PLANTED.load(Ordering::Relaxed) == bug as u8
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use switch::plant;
+#[cfg(feature = "planted")]
+pub(crate) use switch::planted;
+
+#[cfg(not(feature = "planted"))]
+pub(crate) const fn planted(_: Bug) -> bool {
+    false
+}

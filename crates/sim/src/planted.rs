@@ -1,0 +1,54 @@
+//! Does the simulator find what it is for? Each planted bug in turn, seeds from 0 on until one finds it.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use engine::planted::{ALL, Bug, plant};
+
+use crate::run::run_seed;
+
+/// Looks for every bug in at most `limit` seeds. Fails if one stays hidden.
+pub fn find_all(limit: u64) -> ExitCode {
+    std::panic::set_hook(Box::new(|_| {}));
+    let hidden: Vec<Bug> = ALL.into_iter().filter(|bug| !is_found(*bug, limit)).collect();
+    plant(None);
+    println!("{} of {} planted bugs found", ALL.len() - hidden.len(), ALL.len());
+    if hidden.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("NOT FOUND in {limit} seeds: {hidden:?}");
+    ExitCode::FAILURE
+}
+
+fn is_found(bug: Bug, limit: u64) -> bool {
+    plant(Some(bug));
+    let started = Instant::now();
+    let next = AtomicU64::new(0);
+    let found = Mutex::new(None::<(u64, String)>);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            scope.spawn(|| {
+                while found.lock().expect("nobody panics with it").is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= limit {
+                        return;
+                    }
+                    if let Err(failure) = run_seed(seed).result {
+                        found.lock().expect("nobody panics with it").get_or_insert((seed, failure.text));
+                    }
+                }
+            });
+        }
+    });
+    let seconds = started.elapsed().as_secs_f32();
+    let found = found.into_inner().expect("nobody panicked with it");
+    match &found {
+        Some((seed, text)) => {
+            println!("{bug:?}: seed {seed}, {seconds:.1} s: {}", text.chars().take(150).collect::<String>())
+        }
+        None => println!("{bug:?}: NOT FOUND, {seconds:.1} s"),
+    }
+    found.is_some()
+}
