@@ -10,7 +10,7 @@ use sim::{Outcome, Stats, run_seed, trace_seed};
 
 const USAGE: &str = "usage: sim --seeds N [--from S]
        sim --seed S [--trace]
-       sim --planted N (built with the feature `planted`): each planted bug, in at most N seeds";
+       sim --planted N [--all] (built with the feature `planted`): each planted bug, in at most N seeds";
 /// Failing seeds that are printed before the run stops looking.
 const FAILURES_MAX: usize = 200;
 
@@ -21,6 +21,7 @@ struct Arguments {
     from: u64,
     trace: bool,
     planted: Option<u64>,
+    all: bool,
 }
 
 fn main() -> ExitCode {
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         }
     };
     if let Some(limit) = arguments.planted {
-        return find_planted(limit);
+        return find_planted(limit, arguments.all);
     }
     match (arguments.seed, arguments.seeds) {
         (Some(seed), None) => one(seed, arguments.trace),
@@ -55,6 +56,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--seed" => arguments.seed = Some(number()?),
             "--seeds" => arguments.seeds = Some(number()?),
             "--from" => arguments.from = number()?,
+            "--all" => arguments.all = true,
             "--planted" => arguments.planted = Some(number()?),
             "--trace" => arguments.trace = true,
             other => return Err(format!("unknown argument {other}")),
@@ -64,12 +66,12 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
 }
 
 #[cfg(feature = "planted")]
-fn find_planted(limit: u64) -> ExitCode {
-    sim::planted::find_all(limit)
+fn find_planted(limit: u64, all: bool) -> ExitCode {
+    sim::planted::find(limit, all)
 }
 
 #[cfg(not(feature = "planted"))]
-fn find_planted(_: u64) -> ExitCode {
+fn find_planted(_: u64, _: bool) -> ExitCode {
     eprintln!("this program has no bugs planted: build it with `--features planted`");
     ExitCode::from(2)
 }

@@ -79,6 +79,7 @@ ours() {
     for number in 1 3 4; do eventually test -b /dev/ublkb$number; done
 }
 passthrough() {
+    : >/tmp/memdisk.log
     memdisk --id 2 --backing /dev/ram0 --recovery >/tmp/memdisk.log 2>&1 3>&- &
     eventually grep ^ready /tmp/memdisk.log
 }

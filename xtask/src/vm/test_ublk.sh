@@ -7,6 +7,8 @@ serve() {
     # What a failed test left behind must not fail the next.
     # shellcheck disable=SC2046 # one word per process
     if pidof memdisk >/tmp/old; then kill -TERM $(cat /tmp/old); eventually nothing_left; fi
+    # The shell in the background opens the log at some later time: what the last server wrote must not be read as this one's.
+    : >/tmp/memdisk.log
     memdisk --id 3 "$@" >/tmp/memdisk.log 2>&1 3>&- &
     server=$!
     eventually ready || { cat /tmp/memdisk.log; return 1; }
@@ -181,6 +183,7 @@ recovery() {
 writes_done() { awk '{ print $5 }' /sys/block/ublkb3/stat; }
 more_writes_than() { [ "$(writes_done)" -gt "$1" ]; }
 serve_again() {
+    : >/tmp/memdisk.log
     memdisk --id 3 --recover --recovery --backing /dev/vdb >/tmp/memdisk.log 2>&1 3>&- &
     server=$!
     eventually ready
