@@ -339,10 +339,10 @@ impl Engine {
         }
     }
 
-    /// A node becomes Primary in the middle of a resync: from here on its writes wait for the blocks that were asked for
-    /// before (rule RS-5).
-    pub(crate) fn hold_requested_blocks(&mut self) {
-        let open = |r: &ResyncRequest| !r.ranged && !r.orphan && !r.writing && r.payload.is_none();
+    /// `primary` became that in the middle of a resync: from here on its writes wait for the blocks that were asked for
+    /// before (rule RS-5), but for those asked of itself: it may hold such a block until its write is acknowledged here.
+    pub(crate) fn hold_requested_blocks(&mut self, primary: NodeId) {
+        let open = |r: &ResyncRequest| r.peer != primary && !r.ranged && !r.orphan && !r.writing && r.payload.is_none();
         let keys: Vec<Key> = self.resync_requests.iter().filter(|(_, r)| open(r)).map(|(key, _)| key).collect();
         for key in keys {
             let request = self.resync_requests.get_mut(key).expect("listed above");

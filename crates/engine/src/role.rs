@@ -199,7 +199,7 @@ impl Engine {
             self.force_up_to_date();
         }
         self.set_role(Role::Primary, if force { "promote --force" } else { "promote" });
-        self.hold_requested_blocks();
+        self.hold_requested_blocks(self.me);
         for peer in self.peer_ids() {
             self.peer_mut(peer).discard_my_data = false;
         }

@@ -86,7 +86,7 @@ impl Engine {
             self.event(Event::PeerRole { peer, from, to });
             self.refresh_all_flags();
             if to == Role::Primary {
-                self.hold_requested_blocks();
+                self.hold_requested_blocks(peer);
             }
         }
     }

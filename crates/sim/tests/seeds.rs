@@ -41,26 +41,15 @@ fn regressions() -> Vec<Regression> {
         .collect()
 }
 
-fn run(open: bool) {
+#[test]
+fn seeds_that_found_something_find_it_no_more() {
     let again: Vec<String> = regressions()
         .into_iter()
-        .filter(|r| r.open == open)
+        .filter(|r| !r.open)
         .filter_map(|r| {
             let failure = run_seed(r.seed).result.err()?;
             Some(format!("seed {} ({}): {}", r.seed, r.text, failure.text))
         })
         .collect();
     assert!(again.is_empty(), "{}", again.join("\n"));
-}
-
-#[test]
-fn seeds_that_found_something_find_it_no_more() {
-    run(false);
-}
-
-/// What the engine still does wrong. Run with `--ignored`; a line that passes becomes `fixed`.
-#[test]
-#[ignore = "findings not fixed yet: see regressions.txt"]
-fn open_findings() {
-    run(true);
 }
