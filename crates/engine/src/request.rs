@@ -9,6 +9,7 @@
 //! slot gets them; only then the activity log lets the extents go.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use types::{
     BlockOp, ByteRange, DiskState, IoError, LinkId, NodeId, NodeSet, PayloadId, ReplicationState, RequestId, Role,
@@ -222,11 +223,8 @@ impl Engine {
         self.dagtag += range.sectors();
         let (end, epoch, now) = (self.dagtag, self.epoch, self.now);
 
-        let legs: Vec<Leg> = self
-            .peer_ids()
-            .into_iter()
-            .filter_map(|peer| self.start_leg(peer, number, key, op, range, payload, start, end))
-            .collect();
+        let legs: Vec<Leg> =
+            self.peer_ids().into_iter().filter_map(|peer| self.start_leg(peer, key, start..end)).collect();
         let writable = self.volume(number).is_writable();
         let write = self.writes.get_mut(key).expect("looked it up above");
         write.legs = legs;
@@ -243,18 +241,10 @@ impl Engine {
         self.touch_write(key);
     }
 
-    #[allow(clippy::too_many_arguments)] // One call, in the one place that knows all of it.
-    fn start_leg(
-        &mut self,
-        peer: NodeId,
-        number: VolumeNumber,
-        key: Key,
-        op: BlockOp,
-        range: ByteRange,
-        payload: Option<PayloadId>,
-        dagtag_start: u64,
-        dagtag_end: u64,
-    ) -> Option<Leg> {
+    /// `dagtags`: our stream before and after the write.
+    fn start_leg(&mut self, peer: NodeId, key: Key, dagtags: Range<u64>) -> Option<Leg> {
+        let write = self.writes.get(key).expect("the caller looked it up");
+        let (number, op, range, payload) = (write.volume, write.op, write.range, write.payload);
         let mode = self.peer(peer).write_mode(number);
         let link = self.peer(peer).link_id()?;
         let mut leg = Leg {
@@ -301,7 +291,7 @@ impl Engine {
             flags |= DataFlags::FUA;
         }
         leg.barrier = self.join_epoch(peer);
-        self.send_dagtag(peer, dagtag_start, dagtag_end);
+        self.send_dagtag(peer, dagtags.start, dagtags.end);
         let head = |flags, seq| DataHead { range, block_id: key, seq, flags: DataFlags(flags) };
         let device = self.peer_mut(peer).volumes.get_mut(&number).expect("it has a write mode");
         device.sequence = device.sequence.wrapping_add(1);

@@ -21,7 +21,7 @@ impl World {
             Effect::Complete { request, result } => self.completed(id, request, result),
             Effect::Disk { volume, io, op } => self.disk_starts(id, volume, io, op),
             Effect::Send { peer, link, socket, volume, message, payload } => {
-                self.send(id, peer, link, socket, volume, message, payload)
+                self.send(id, (peer, link, socket), volume, &message, payload)
             }
             Effect::LinkContext { link, protocol, features, .. } => {
                 if let Some(link) = self.net.links.get_mut(&link) {
@@ -132,15 +132,12 @@ impl World {
 
     // ------------------------------------------------------------------ network
 
-    #[allow(clippy::too_many_arguments)] // The fields of one effect.
     fn send(
         &mut self,
         id: NodeId,
-        peer: NodeId,
-        link_id: LinkId,
-        socket: Socket,
+        (peer, link_id, socket): (NodeId, LinkId, Socket),
         volume: Option<VolumeNumber>,
-        message: Message,
+        message: &Message,
         payload: Option<PayloadId>,
     ) -> Result<(), String> {
         let data = payload.map(|p| self.node_mut(id).content(p, "Send")).transpose()?;
@@ -153,7 +150,7 @@ impl World {
         if end.state != EndState::Up {
             return Ok(());
         }
-        let frame = Frame::encode(&end.context, volume, &message, data)?;
+        let frame = Frame::encode(&end.context, volume, message, data)?;
         let transmission = frame.len() * SECOND / self.options.bandwidth;
         let delay = self.options.latency + self.rng.between(0, self.options.jitter);
         let now = self.now;
