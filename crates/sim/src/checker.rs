@@ -11,6 +11,8 @@ use crate::network::pair;
 use crate::node::Pending;
 use crate::world::World;
 
+/// Buffers of one node.
+const PAYLOADS_MAX: usize = 20_000;
 /// Storage of one bit.
 const BLOCK: u64 = 4096;
 const SECTORS_PER_BLOCK: u64 = BLOCK / SECTOR;
@@ -22,7 +24,8 @@ const SECTORS_PER_BLOCK: u64 = BLOCK / SECTOR;
 /// hot extent, the full-sync flag, or has never been synchronised. Writes in flight are not excused: the activity log
 /// has to cover them.
 /// Does not check: bits in an engine's memory (they are more, never needed), mixtures of old and new metadata sectors
-/// (a simulated crash produces them and is checked afterwards), cover through a third node's slot.
+/// (a simulated crash produces them and is checked afterwards), cover through a third node's slot; disks that were
+/// exchanged or re-labelled by hand, until their next resync.
 #[derive(Default)]
 pub struct Differences {
     blocks: BTreeMap<(VolumeNumber, NodeId, NodeId), BTreeSet<u64>>,
@@ -43,7 +46,7 @@ impl World {
     }
 
     fn blocks_changed(&mut self, id: NodeId, volume: VolumeNumber, blocks: &[u64], check: bool) {
-        for peer in self.node_ids().into_iter().filter(|p| *p != id) {
+        for peer in self.diskful().into_iter().filter(|p| *p != id) {
             let mut differing = Vec::new();
             let (a, b) = pair(id, peer);
             let (mine, theirs) = (&self.nodes[&id].disks[&volume], &self.nodes[&peer].disks[&volume]);
@@ -73,7 +76,7 @@ impl World {
     }
 
     pub(crate) fn recheck(&mut self, id: NodeId, volume: VolumeNumber) {
-        for peer in self.node_ids().into_iter().filter(|p| *p != id) {
+        for peer in self.diskful().into_iter().filter(|p| *p != id) {
             let (a, b) = pair(id, peer);
             let blocks: Vec<u64> = self.differing(volume, a, b).collect();
             self.check_covered(volume, a, b, &blocks);
@@ -86,7 +89,8 @@ impl World {
     }
 
     fn check_covered(&mut self, volume: VolumeNumber, a: NodeId, b: NodeId, blocks: &[u64]) {
-        if blocks.is_empty() {
+        let untracked = |node| self.untracked.contains(&(node, volume));
+        if blocks.is_empty() || untracked(a) || untracked(b) {
             return;
         }
         for id in [a, b] {
@@ -138,7 +142,7 @@ impl World {
             if !good || !self.is_link_whole(id, *peer) {
                 continue;
             }
-            let disk = &self.nodes[peer].disks[&volume];
+            let Some(disk) = self.nodes[peer].disks.get(&volume) else { continue };
             let range = pending.range.sector()..pending.range.end() / SECTOR;
             if let Some(sector) = range.into_iter().find(|s| !truth.allows(*s, disk.stamp(*s))) {
                 return Err(format!(
@@ -179,6 +183,12 @@ impl World {
         for peer in self.node_ids().into_iter().filter(|p| *p != id) {
             self.apart.insert((id, peer, volume));
         }
+    }
+
+    /// An operator gave a disk another identifier: from here on he answers for what its data is taken for.
+    pub(crate) fn relabelled(&mut self, id: NodeId, volume: VolumeNumber) {
+        self.forced = true;
+        self.untracked.insert((id, volume));
     }
 
     pub(crate) fn may_be_together(&mut self, id: NodeId, peer: NodeId) {
@@ -222,6 +232,86 @@ impl World {
         }
     }
 
+    // ------------------------------------------------------------------ now and then
+
+    /// Checkers 5 and 8, several times a second: what each node's status says fits together (invariants S1, S5, S6, R6 of
+    /// docs/states.md), nothing piles up, and a pair that calls itself in sync and is quiet has equal copies (D7, S4).
+    /// Does not check pairs with anything on the way: there the copies differ rightly, and checker 2 sees the bits.
+    pub(crate) fn inspect(&mut self) {
+        self.stats.inspections += 1;
+        let statuses: BTreeMap<NodeId, Status> =
+            self.node_ids().into_iter().filter_map(|id| Some((id, self.status(id)?))).collect();
+        for (id, status) in &statuses {
+            let result = consistent(status).and_then(|()| self.check_bounds(*id));
+            self.expect(result.map_err(|e| format!("{id:?}: {e}")));
+        }
+        let ids: Vec<NodeId> = statuses.keys().copied().collect();
+        for (i, a) in ids.iter().enumerate() {
+            for b in &ids[i + 1..] {
+                if self.is_pair_quiet(*a, *b) {
+                    let result = self.check_quiet_pair((*a, &statuses[a]), (*b, &statuses[b]));
+                    self.expect(result);
+                }
+            }
+        }
+    }
+
+    /// Queues that grow without end are leaks. The bounds: requests of the application, what a peer may have in flight
+    /// (`max-buffers`), a window of resync, all with room to spare.
+    fn check_bounds(&self, id: NodeId) -> Result<(), String> {
+        match self.node(id).payloads.len() {
+            n if n <= PAYLOADS_MAX => Ok(()),
+            n => Err(format!("holds {n} buffers")),
+        }
+    }
+
+    /// Connected, and nothing on the way between the two or on their disks.
+    fn is_pair_quiet(&self, a: NodeId, b: NodeId) -> bool {
+        let idle = |id: NodeId| {
+            let node = self.node(id);
+            !node.is_frozen && node.requests.is_empty() && node.disks.values().all(|d| d.in_flight() == 0)
+        };
+        let link = self.net.link_of(a, b);
+        idle(a) && idle(b) && link.is_some_and(|(_, link)| link.is_up() && !link.carries_anything(self.now))
+    }
+
+    fn check_quiet_pair(&mut self, (a, one): (NodeId, &Status), (b, other): (NodeId, &Status)) -> Result<(), String> {
+        let (there, back) = (&one.peers[&b], &other.peers[&a]);
+        let connected = |p: &engine::PeerStatus| p.connection == ConnectionState::Connected;
+        if !connected(there) || !connected(back) {
+            return Ok(());
+        }
+        if there.role != other.role || back.role != one.role {
+            return Err(format!(
+                "{a:?} is {} and {b:?} takes it for {}; {b:?} is {} and {a:?} takes it for {}",
+                one.role, back.role, other.role, there.role
+            ));
+        }
+        for volume in self.volume_numbers() {
+            let (there, back) = (&there.volumes[&volume], &back.volumes[&volume]);
+            let (mine, its) = (one.volumes[&volume].disk, other.volumes[&volume].disk);
+            let established = |d: &engine::PeerDeviceStatus| d.replication == ReplicationState::Established;
+            if !established(there) || !established(back) {
+                continue;
+            }
+            let good = |disk: DiskState| disk == DiskState::UpToDate;
+            let in_sync =
+                good(there.disk) && good(back.disk) && there.out_of_sync_bytes == 0 && back.out_of_sync_bytes == 0;
+            if !in_sync || !good(mine) || !good(its) {
+                continue;
+            }
+            self.stats.quiet_pairs += 1;
+            if let Some(block) = self.differing(volume, a, b).next() {
+                return Err(format!(
+                    "promise 3: {a:?} and {b:?} call each other UpToDate and in sync, nothing is on the way, and {volume:?} \
+                     differs in block {block} ({:#x})",
+                    block * BLOCK
+                ));
+            }
+        }
+        Ok(())
+    }
+
     // ------------------------------------------------------------------ the end
 
     /// Checkers 6 and 7, asked again and again once trouble has ended: everybody connected, UpToDate, nothing out of
@@ -231,11 +321,15 @@ impl World {
         if self.net.links.values().any(|link| link.carries_data(self.now)) {
             return false;
         }
+        let diskful = self.diskful();
         self.node_ids().into_iter().all(|id| {
             let node = self.node(id);
             let Some(status) = self.status(id) else { return false };
-            let quiet = node.requests.is_empty() && node.commands.is_empty() && !node.stopping;
-            quiet && node.disks.values().all(|d| d.in_flight() == 0) && says_all_is_well(&status)
+            let quiet = node.requests.is_empty() && node.commands.is_empty() && !node.stopping && !node.is_frozen;
+            quiet
+                && node.left_behind.is_empty()
+                && node.disks.values().all(|d| d.in_flight() == 0)
+                && says_all_is_well(&status, &diskful)
         })
     }
 
@@ -243,7 +337,7 @@ impl World {
     /// data is what the application may see.
     /// The history check is skipped where an operator overrode the rules.
     pub(crate) fn final_checks(&mut self) {
-        let ids = self.node_ids();
+        let ids = self.diskful();
         for volume in self.volume_numbers() {
             for (i, a) in ids.iter().enumerate() {
                 for b in &ids[i + 1..] {
@@ -254,7 +348,7 @@ impl World {
             let result = self.check_history(volume, ids[0]);
             self.expect(result);
         }
-        for id in ids {
+        for id in self.node_ids() {
             let left: Vec<_> = self.node(id).payloads.keys().copied().collect();
             // A transfer log may keep the last epoch open; buffers of writes are not needed for that.
             if !left.is_empty() {
@@ -299,13 +393,43 @@ impl World {
     }
 }
 
-fn says_all_is_well(status: &Status) -> bool {
-    status.volumes.values().all(|v| v.disk == DiskState::UpToDate)
-        && status.peers.values().all(|p| {
+/// One node's word about itself: what the states' own rules forbid.
+fn consistent(status: &Status) -> Result<(), String> {
+    for (peer, p) in &status.peers {
+        let connected = p.connection == ConnectionState::Connected;
+        if (p.role == types::Role::Unknown) == connected {
+            return Err(format!("{peer:?} is {} and its role {}", p.connection, p.role));
+        }
+        for (volume, device) in &p.volumes {
+            if device.replication > ReplicationState::Off && !connected {
+                return Err(format!("{peer:?} {volume:?} is {} while {}", device.replication, p.connection));
+            }
+        }
+    }
+    for (volume, v) in &status.volumes {
+        let is = |state: ReplicationState| {
+            status.peers.values().filter(|p| p.volumes.get(volume).is_some_and(|d| d.replication == state)).count()
+        };
+        let (targets, sources) = (is(ReplicationState::SyncTarget), is(ReplicationState::SyncSource));
+        if targets > 1 || (targets > 0 && sources > 0) {
+            return Err(format!("{volume:?} is sync target {targets} times and source {sources} times"));
+        }
+        if targets > 0 && v.disk != DiskState::Inconsistent {
+            return Err(format!("{volume:?} is sync target and {}", v.disk));
+        }
+    }
+    Ok(())
+}
+
+/// `diskful`: nodes that are meant to have a disk.
+fn says_all_is_well(status: &Status, diskful: &[NodeId]) -> bool {
+    let wanted = |has_disk: bool| if has_disk { DiskState::UpToDate } else { DiskState::Diskless };
+    status.volumes.values().all(|v| v.disk == wanted(!v.diskless_configured))
+        && status.peers.iter().all(|(id, p)| {
             p.connection == ConnectionState::Connected
                 && p.volumes.values().all(|d| {
                     d.replication == ReplicationState::Established
-                        && d.disk == DiskState::UpToDate
+                        && d.disk == wanted(diskful.contains(id))
                         && d.out_of_sync_bytes == 0
                 })
         })

@@ -6,6 +6,7 @@ use engine::{DiskOp, Effect, Event as EngineEvent, Input, LinkError, Protocol};
 use types::{BlockOp, DiskState, IoError, IoId, LinkId, NodeId, PayloadId, ReplicationState, Role, VolumeNumber};
 use wire::{Context, Message, Socket};
 
+use crate::action::Order;
 use crate::disk::sectors;
 use crate::network::{EndState, Frame};
 use crate::swarm::SECOND;
@@ -44,10 +45,15 @@ impl World {
                 Ok(())
             }
             Effect::Device { volume, device } => {
+                let node = self.node_mut(id);
                 match device {
-                    Some(shape) => self.node_mut(id).devices.insert(volume, shape.size_bytes),
-                    None => self.node_mut(id).devices.remove(&volume),
+                    Some(shape) => node.devices.insert(volume, shape.size_bytes),
+                    None => node.devices.remove(&volume),
                 };
+                if !node.left_behind.is_empty() {
+                    let life = node.life;
+                    self.schedule(1, Event::Reissue { node: id, life });
+                }
                 Ok(())
             }
             Effect::CloseDisk { volume } => self.disk_closed(id, volume),
@@ -86,7 +92,8 @@ impl World {
             return Err(format!("{} operations on one disk", disk.in_flight()));
         }
         let mean = if small { self.options.disk_latency / 4 } else { self.options.disk_latency };
-        let delay = self.rng.around(mean.max(8));
+        let hangs = self.node(id).hangs.get(&volume).map_or(0, |until| until.saturating_sub(self.now));
+        let delay = hangs + self.nature.around(mean.max(8));
         self.schedule(delay, Event::DiskDone { node: id, life, volume, io });
         Ok(())
     }
@@ -95,13 +102,15 @@ impl World {
         if self.node(id).life != life {
             return;
         }
-        let fails = self.options.io_error_per_mille > 0 && !self.healing;
-        let ok = !(fails && self.rng.chance(self.options.io_error_per_mille));
-        let node = self.node_mut(id);
-        let Some((op, done)) = node.disks.get_mut(&volume).and_then(|d| d.complete(io, ok)) else { return };
+        let nature = &mut self.nature;
+        let node = self.nodes.get_mut(&id).expect("nodes are never removed");
+        let Some(op) = node.disks.get(&volume).and_then(|d| d.in_flight_op(io)).cloned() else { return };
+        let ok = !node.op_fails(volume, &op);
+        let disk = node.disks.get_mut(&volume).expect("looked at it above");
+        let (op, done) = if ok { disk.complete(io) } else { disk.fail(io, nature) };
         let result = if ok { Ok(()) } else { Err(IoError::Io) };
         let payload = match (op, done.data) {
-            (DiskOp::Read { range }, data) => Some(node.lend(data.map(Rc::new), range.sectors(), 0)),
+            (DiskOp::Read { range }, Some(data)) => Some(node.lend(Some(Rc::new(data)), range.sectors(), 0)),
             (DiskOp::ReadInto { payload, .. }, data) => {
                 if let Some(data) = data {
                     node.fill(payload, data);
@@ -152,8 +161,9 @@ impl World {
         }
         let frame = Frame::encode(&end.context, volume, message, data)?;
         let transmission = frame.len() * SECOND / self.options.bandwidth;
-        let delay = self.options.latency + self.rng.between(0, self.options.jitter);
         let now = self.now;
+        let stalls = self.net.stalled.get(&(id, peer)).map_or(0, |until| until.saturating_sub(now));
+        let delay = stalls + self.options.latency + self.nature.between(0, self.options.jitter);
         match link.arrival(peer, socket, now, transmission, delay) {
             Some(at) => {
                 self.frames_in_flight += 1;
@@ -182,10 +192,11 @@ impl World {
             EndState::Down | EndState::Coming => return,
             EndState::Up => {}
         }
-        let (volume, message) = match frame.decode(&end.context, socket) {
+        let (packet, volume, message) = match frame.decode(&end.context, socket) {
             Ok(decoded) => decoded,
             Err(error) => return self.complain(format!("{to:?} cannot read what {peer:?} sent: {error}")),
         };
+        self.reached.packet(packet);
         let payload = frame.data.map(|data| {
             let count = sectors(&data);
             self.node_mut(to).lend(Some(data), count, 0)
@@ -218,16 +229,19 @@ impl World {
         let life = self.node(id).life;
         let node = self.node_mut(id);
         let entry = node.commands.remove(&command).ok_or_else(|| format!("{command:?} was answered twice"))?;
-        match entry.command {
-            "demote" => node.demoting = node.commands.values().any(|c| c.command == "demote"),
-            "promote" => node.promote_force = node.commands.values().any(|c| c.command == "promote" && c.force),
+        let waits = |order: Order| node.commands.values().any(|c| c.order == order);
+        let (demoting, forcing) = (waits(Order::Demote), waits(Order::Promote { force: true }));
+        match entry.order {
+            Order::Demote => node.demoting = demoting,
+            Order::Promote { .. } => node.promote_force = forcing,
             _ => {}
         }
-        let count = self.stats.commands.entry(entry.command).or_default();
-        match result {
+        let count = self.stats.commands.entry(entry.order.name()).or_default();
+        match &result {
             Ok(()) => count.0 += 1,
             Err(_) => count.1 += 1,
         }
+        self.reached.reply(entry.order, &result);
         if entry.scripted {
             self.schedule(1, Event::Script { node: id, life });
         }
@@ -236,13 +250,18 @@ impl World {
 
     pub(crate) fn engine_event(&mut self, id: NodeId, event: EngineEvent) {
         self.say(|| format!("{id:?} ** {event:?}"));
+        self.reached.event(&event);
+        if matters(&event) {
+            self.tempt(id);
+        }
         match event {
             EngineEvent::Role { to, .. } => self.role_changed(id, to == Role::Primary),
-            EngineEvent::Handshake { text, .. } => {
-                let rule = text.split(" (").next().unwrap_or(&text).to_string();
-                *self.stats.handshakes.entry(rule).or_default() += 1;
+            EngineEvent::NewGeneration { volume, reason, .. } => {
+                self.generation_began(id, volume);
+                if reason.starts_with("new-current-uuid") {
+                    self.relabelled(id, volume);
+                }
             }
-            EngineEvent::NewGeneration { volume, .. } => self.generation_began(id, volume),
             EngineEvent::ResyncStarted { peer, volume, source: false, .. } => {
                 self.stats.resyncs += 1;
                 self.resync_starts(id, peer, volume);
@@ -263,6 +282,22 @@ impl World {
             _ => {}
         }
     }
+}
+
+/// A moment at which a crash is worth more than at others.
+fn matters(event: &EngineEvent) -> bool {
+    use EngineEvent as E;
+    matches!(
+        event,
+        E::Role { .. }
+            | E::NewGeneration { .. }
+            | E::Disk { .. }
+            | E::PeerDisk { .. }
+            | E::Handshake { .. }
+            | E::Replication { .. }
+            | E::ResyncStarted { .. }
+            | E::ResyncFinished { .. }
+    )
 }
 
 /// A disk operation without the bytes of metadata blocks.

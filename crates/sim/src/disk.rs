@@ -12,8 +12,9 @@
 //!   at 4 KiB, because DRBD's format has no checksum that could tell a torn superblock.
 //! - With internal metadata data and metadata are one device with one cache; external metadata has a cache of its own.
 //! - Discard and write-zeroes write the stamp 0.
-//! - I/O errors: an operation may be told to fail (`complete(.., Err)`); nothing of it is applied then.
-//! - Not modelled: bits that rot, a disk that lies about a flush, reads that tear, a hang.
+//! - I/O errors: an operation may be told to fail ([`Disk::fail`]); any part of a failed write is applied, nothing of it is
+//!   durable.
+//! - Not modelled: bits that rot, a disk that lies about a flush, reads that tear.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -35,6 +36,7 @@ pub type Page = Rc<[u8; 4096]>;
 pub const SECTOR: u64 = 512;
 
 /// What lies at one place of a device with a volatile cache.
+#[derive(Clone)]
 struct Cell<V> {
     durable: Option<V>,
     /// Completed since, oldest first, with the number of the completion.
@@ -42,6 +44,7 @@ struct Cell<V> {
 }
 
 /// A sparse device: absent is zero.
+#[derive(Clone)]
 struct Store<V> {
     visible: BTreeMap<u64, V>,
     cache: BTreeMap<u64, Cell<V>>,
@@ -90,6 +93,7 @@ impl<V: Clone + PartialEq> Store<V> {
     }
 }
 
+#[derive(Clone)]
 struct InFlight {
     op: DiskOp,
     data: Option<Rc<Runs>>,
@@ -114,6 +118,7 @@ pub enum View {
     Durable,
 }
 
+#[derive(Clone)]
 pub struct Disk {
     pub data_bytes: u64,
     placement: Placement,
@@ -269,6 +274,21 @@ impl Disk {
         self.data.visible.insert(sector, stamp);
     }
 
+    /// The disk as it is now, everything on it durable, nothing in flight.
+    pub fn image(&self) -> Disk {
+        let mut image = self.clone();
+        image.in_flight.clear();
+        image.data.cache.clear();
+        image.meta.cache.clear();
+        image
+    }
+
+    /// Whose data the metadata says this is.
+    pub fn identity(&self) -> Identity {
+        let superblock = self.superblock(View::Visible).expect("a superblock is written whole");
+        Identity { current: superblock.current_uuid, superblock }
+    }
+
     // ------------------------------------------------------------------ operations
 
     /// `data`: the payload of a write.
@@ -315,13 +335,28 @@ impl Disk {
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
+    pub fn in_flight_op(&self, io: IoId) -> Option<&DiskOp> {
+        self.in_flight.get(&io).map(|flight| &flight.op)
+    }
 
-    /// The operation ends. `ok`: false for an I/O error.
-    pub fn complete(&mut self, io: IoId, ok: bool) -> Option<(DiskOp, Done)> {
-        let InFlight { op, data, number } = self.in_flight.remove(&io)?;
-        if !ok {
-            return Some((op, Done::default()));
+    /// The operation, which is in flight, ends with an I/O error.
+    pub fn fail(&mut self, io: IoId, rng: &mut Rng) -> (DiskOp, Done) {
+        let flight = self.in_flight.remove(&io).expect("it is in flight");
+        let op = flight.op.clone();
+        let changed = match &op {
+            DiskOp::Write { range, .. } | DiskOp::WriteZeroes { range, .. } | DiskOp::Discard { range } => Some(*range),
+            _ => None,
+        };
+        let metadata_changed = matches!(op, DiskOp::MetaWrite { .. });
+        if !matches!(op, DiskOp::Flush) {
+            self.apply_part(flight, rng, &mut Vec::new());
         }
+        (op, Done { data: None, changed, metadata_changed })
+    }
+
+    /// The operation, which is in flight, ends well.
+    pub fn complete(&mut self, io: IoId) -> (DiskOp, Done) {
+        let InFlight { op, data, number } = self.in_flight.remove(&io).expect("it is in flight");
         let mut done = Done::default();
         match &op {
             DiskOp::Read { range } | DiskOp::ReadInto { range, .. } => done.data = Some(self.read(*range)),
@@ -356,7 +391,7 @@ impl Disk {
         if matches!(op, DiskOp::Flush) && self.placement == Placement::Internal {
             done.metadata_changed = true;
         }
-        Some((op, done))
+        (op, done)
     }
 
     fn put_runs(&mut self, range: ByteRange, runs: &Runs, fua: bool) {
@@ -402,7 +437,7 @@ impl Disk {
     /// The node stops without the disk losing power (a clean stop, a killed daemon): what was submitted completes.
     pub fn finish_all(&mut self) -> Vec<ByteRange> {
         let ios: Vec<IoId> = self.in_flight.keys().copied().collect();
-        ios.into_iter().filter_map(|io| self.complete(io, true)?.1.changed).collect()
+        ios.into_iter().filter_map(|io| self.complete(io).1.changed).collect()
     }
 
     /// Power goes. Returns the sectors whose content changed.
@@ -457,7 +492,9 @@ impl Disk {
                     self.flush_metadata(flight.number);
                 }
                 for block in blocks {
-                    self.meta.write(block.offset, Some(Rc::new(*block.bytes)), self.completions, false);
+                    if rng.chance(800) {
+                        self.meta.write(block.offset, Some(Rc::new(*block.bytes)), self.completions, false);
+                    }
                 }
             }
         }
@@ -510,6 +547,17 @@ pub fn sectors(runs: &Runs) -> u64 {
     runs.iter().map(|(count, _)| u64::from(*count)).sum()
 }
 
+pub struct Identity {
+    pub current: Uuid,
+    superblock: Superblock,
+}
+
+impl Identity {
+    pub fn bitmap_towards(&self, peer: NodeId) -> Uuid {
+        self.superblock.peer(peer).bitmap_uuid
+    }
+}
+
 /// What a restart would know about differences.
 pub struct Coverage {
     superblock: Superblock,
@@ -547,7 +595,7 @@ mod tests {
     fn write(disk: &mut Disk, io: u64, sector: u64, stamp: Stamp, fua: bool) {
         let op = DiskOp::Write { range: range(sector, 1), payload: types::PayloadId(0), fua };
         disk.submit(IoId(io), op, Some(Rc::new(vec![(1, stamp)]))).unwrap();
-        disk.complete(IoId(io), true).unwrap();
+        disk.complete(IoId(io));
     }
     fn disk() -> Disk {
         Disk::create(8 << 20, false, true, 1)
@@ -560,7 +608,7 @@ mod tests {
             write(&mut disk, 1, 7, 100, false);
             disk.submit(IoId(2), DiskOp::Flush, None).unwrap();
             write(&mut disk, 3, 7, 200, false);
-            disk.complete(IoId(2), true).unwrap();
+            disk.complete(IoId(2));
             assert_eq!(disk.durable_stamp(7), 100);
             disk.crash(&mut Rng::new(seed));
             assert!([100, 200].contains(&disk.stamp(7)), "{}", disk.stamp(7));
@@ -596,7 +644,7 @@ mod tests {
         write(&mut disk, 1, 7, 100, false);
         let op = DiskOp::MetaWrite { blocks: Vec::new(), preflush: true, fua: true };
         disk.submit(IoId(2), op, None).unwrap();
-        disk.complete(IoId(2), true).unwrap();
+        disk.complete(IoId(2));
         assert_eq!(disk.durable_stamp(7), 0);
     }
 

@@ -2,20 +2,28 @@
 //! network and disks. `world` is the loop; `network` and `disk` open with their fault models; `truth` and `checker` say
 //! what is checked and what is not. Run by seed: `sim --seeds N`, `sim --seed S --trace`.
 
+pub mod action;
 pub mod checker;
 pub mod delivery;
 pub mod disk;
+pub mod healer;
 pub mod network;
 pub mod node;
 pub mod operator;
 #[cfg(feature = "planted")]
 pub mod planted;
+pub mod reached;
 pub mod rng;
 pub mod run;
+pub mod scenario;
+pub mod shrink;
+pub mod startup;
+pub mod steer;
 pub mod swarm;
+pub mod trouble;
 pub mod truth;
 pub mod workload;
 pub mod world;
 
-pub use run::{Outcome, run_seed, trace_seed};
+pub use run::{Outcome, run_scenario, run_seed, trace_seed};
 pub use world::{Complaint, Stats, World};

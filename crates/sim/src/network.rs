@@ -8,6 +8,8 @@
 //!   only late, when its own next frame is answered by a reset, or by its engine's timeouts.
 //! - While the path between two nodes is down no link comes up. A crashed node's links are reset at the peer like cut
 //!   ones (late ones included: a machine without power sends nothing).
+//! - While a direction stalls, what is sent there arrives when the stall is over, if both still hold the link: an outage
+//!   that TCP bridges, longer or shorter than the engine's patience.
 //! - A link comes up when both ends want it; a coin decides who accepted the control socket (arbiter).
 //! - Not modelled: corrupted bytes (TCP's checksum and the data integrity option), reordering inside a stream.
 
@@ -43,7 +45,8 @@ impl Frame {
         Ok(Frame { bytes, data })
     }
 
-    pub fn decode(&self, context: &Context, socket: Socket) -> Result<(Option<VolumeNumber>, Message), String> {
+    /// The packet's number too.
+    pub fn decode(&self, context: &Context, socket: Socket) -> Result<(u16, Option<VolumeNumber>, Message), String> {
         let first = self.bytes.first_chunk::<8>().ok_or("a frame shorter than a header")?;
         let head = HeaderForm::classify(*first).map_err(|e| e.to_string())?.header_bytes();
         let header = Header::decode(self.bytes.get(..head).ok_or("a cut header")?).map_err(|e| e.to_string())?;
@@ -54,7 +57,7 @@ impl Frame {
             return Err(format!("header announces {} bytes of data, {carried} follow", parts.payload_bytes));
         }
         let message = wire::decode(context, &header, socket, fixed).map_err(|e| e.to_string())?;
-        Ok((header.volume, message))
+        Ok((header.command, header.volume, message))
     }
 
     pub fn len(&self) -> u64 {
@@ -120,6 +123,9 @@ impl Link {
     pub fn carries_data(&self, now: u64) -> bool {
         self.is_up() && self.ends.iter().any(|end| end.arrival[0] > now)
     }
+    pub fn carries_anything(&self, now: u64) -> bool {
+        self.ends.iter().any(|end| end.arrival.iter().any(|at| *at > now))
+    }
     pub fn is_up(&self) -> bool {
         self.cut.is_none() && self.ends.iter().all(|end| end.state == EndState::Up)
     }
@@ -135,6 +141,8 @@ pub struct Network {
     /// (who, to whom): since when a connection is wanted.
     pub wants: BTreeMap<(NodeId, NodeId), u64>,
     pub down: BTreeSet<(NodeId, NodeId)>,
+    /// (from, to): until when nothing gets through.
+    pub stalled: BTreeMap<(NodeId, NodeId), u64>,
     next: u64,
 }
 
@@ -200,7 +208,10 @@ mod tests {
     #[test]
     fn messages_travel_as_bytes() {
         let frame = Frame::encode(&Context::UNAGREED, None, &Message::Ping, None).unwrap();
-        assert_eq!(frame.decode(&Context::UNAGREED, Socket::Control), Ok((None, Message::Ping)));
+        assert_eq!(
+            frame.decode(&Context::UNAGREED, Socket::Control),
+            Ok((wire::Packet::Ping.number(), None, Message::Ping))
+        );
         assert!(frame.decode(&Context::UNAGREED, Socket::Data).is_err());
     }
 }

@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use engine::{Command, CommandId, Engine};
+use engine::{Command, CommandId, DiskOp, Engine};
 use types::{BlockOp, ByteRange, NodeId, PayloadId, RequestId, VolumeNumber};
 
-use crate::disk::{Disk, Runs};
+use crate::action::{Fault, Order};
+use crate::disk::{Disk, Runs, SECTOR, Stamp};
 use crate::truth::ReadExpectation;
+use crate::world::Event;
 
 pub struct Buffer {
     pub data: Option<Rc<Runs>>,
@@ -25,14 +27,15 @@ pub struct Pending {
     pub payload: Option<PayloadId>,
     /// Moment of submission: unique, also the stamp of a write.
     pub submitted: u64,
+    /// What a write puts into its sectors; kept when it is issued again.
+    pub stamp: Stamp,
     pub expect: Option<ReadExpectation>,
     /// Virtual time of submission, for the story.
     pub since: u64,
 }
 
 pub struct CommandInFlight {
-    pub command: &'static str,
-    pub force: bool,
+    pub order: Order,
     pub since: u64,
     /// Part of a clean stop.
     pub scripted: bool,
@@ -57,16 +60,28 @@ pub struct Node {
     /// What remains of a clean stop.
     pub script: VecDeque<Command>,
     pub stopping: bool,
+    pub restart_after: u64,
     pub tick_at: Option<u64>,
+    /// Stopped by a signal: what came for it since waits.
+    pub is_frozen: bool,
+    pub asleep: Vec<Event>,
+    /// Requests of a device whose daemon died: the next one gets them again.
+    pub left_behind: Vec<Pending>,
+    pub faults: Vec<(VolumeNumber, Fault)>,
+    /// No operation of this disk completes before.
+    pub hangs: BTreeMap<VolumeNumber, u64>,
+    /// Disks as they once were.
+    pub image: Option<BTreeMap<VolumeNumber, Disk>>,
 }
 
 impl Node {
-    pub fn new(id: NodeId, disks: BTreeMap<VolumeNumber, Disk>) -> Node {
+    /// Without disks.
+    pub fn new(id: NodeId) -> Node {
         Node {
             id,
             engine: None,
             life: 0,
-            disks,
+            disks: BTreeMap::new(),
             is_primary: false,
             devices: BTreeMap::new(),
             demoting: false,
@@ -77,7 +92,14 @@ impl Node {
             requests: BTreeMap::new(),
             script: VecDeque::new(),
             stopping: false,
+            restart_after: 0,
             tick_at: None,
+            is_frozen: false,
+            asleep: Vec::new(),
+            left_behind: Vec::new(),
+            faults: Vec::new(),
+            hangs: BTreeMap::new(),
+            image: None,
         }
     }
 
@@ -101,10 +123,42 @@ impl Node {
         self.script.clear();
         self.stopping = false;
         self.tick_at = None;
+        self.is_frozen = false;
+        self.asleep.clear();
+        self.left_behind.clear();
+    }
+
+    /// Whether this operation meets a fault; one of the fault's times is used up.
+    pub fn op_fails(&mut self, volume: VolumeNumber, op: &DiskOp) -> bool {
+        let hit = |fault: &Fault| {
+            let (metadata, writes, spans) = span(op);
+            let of_kind = if writes { fault.writes } else { fault.reads };
+            let touches = spans.iter().any(|(first, end)| *first < fault.end && fault.first < *end);
+            fault.metadata == metadata && of_kind && touches
+        };
+        let Some(index) = self.faults.iter().position(|(v, fault)| *v == volume && hit(fault)) else { return false };
+        match &mut self.faults[index].1.times {
+            None => {}
+            Some(1) => {
+                self.faults.remove(index);
+            }
+            Some(times) => *times -= 1,
+        }
+        true
+    }
+
+    /// An attach reads all of the metadata.
+    pub fn metadata_is_unreadable(&self, volume: VolumeNumber) -> bool {
+        self.faults.iter().any(|(v, fault)| *v == volume && fault.metadata && fault.reads)
     }
 
     pub fn is_running(&self) -> bool {
         self.engine.is_some()
+    }
+
+    /// An application can use the device.
+    pub fn takes_requests(&self) -> bool {
+        self.is_running() && self.is_primary && !self.demoting && !self.stopping && !self.is_frozen
     }
 
     // ------------------------------------------------------------------ buffers
@@ -172,12 +226,26 @@ impl Node {
     }
 }
 
+/// Which device an operation is for, whether it writes, and where: sectors of the data, blocks of the metadata.
+fn span(op: &DiskOp) -> (bool, bool, Vec<(u64, u64)>) {
+    let sectors = |range: &ByteRange| vec![(range.sector(), range.end() / SECTOR)];
+    match op {
+        DiskOp::Read { range } | DiskOp::ReadInto { range, .. } => (false, false, sectors(range)),
+        DiskOp::Write { range, .. } | DiskOp::WriteZeroes { range, .. } => (false, true, sectors(range)),
+        DiskOp::Discard { range } => (false, true, sectors(range)),
+        DiskOp::Flush => (false, true, vec![(0, u64::MAX)]),
+        DiskOp::MetaWrite { blocks, .. } => {
+            (true, true, blocks.iter().map(|b| (b.offset / 4096, b.offset / 4096 + 1)).collect())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn node() -> Node {
-        Node::new(NodeId::new(0).unwrap(), BTreeMap::new())
+        Node::new(NodeId::new(0).unwrap())
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The one source of chance of a run. Everything random is drawn from here, in the order of the events.
+//! The sources of chance of a run. Everything random is drawn from one of three streams of the seed, in the order of
+//! the events: what the options are, how long things take, and what the world does.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -6,9 +7,24 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 #[derive(Clone)]
 pub struct Rng(ChaCha8Rng);
 
+/// Independent of each other: a scenario that brings its own actions meets the delays of the run that it comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stream {
+    Options = 1,
+    /// Delays, what survives a power cut, the engines' own chance.
+    Nature,
+    /// Drawn actions.
+    World,
+}
+
 impl Rng {
     pub fn new(seed: u64) -> Rng {
         Rng(ChaCha8Rng::seed_from_u64(seed))
+    }
+    pub fn stream(seed: u64, stream: Stream) -> Rng {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(stream as u64);
+        Rng(rng)
     }
     pub fn draw(&mut self) -> u64 {
         self.0.next_u64()

@@ -1,7 +1,9 @@
-//! One seed from beginning to end. A panic of the engine is a finding like any other.
+//! One run from beginning to end. A panic of the engine is a finding like any other.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::reached::Reached;
+use crate::scenario::Scenario;
 use crate::world::{Stats, World};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -10,40 +12,55 @@ pub struct Failure {
     pub text: String,
 }
 
-#[derive(Clone, Debug)]
+impl Failure {
+    /// Two failures of one kind differ in numbers only.
+    pub fn kind(&self) -> String {
+        self.text.chars().filter(|c| !c.is_ascii_digit()).take(60).collect()
+    }
+}
+
 pub struct Outcome {
     pub seed: u64,
     pub result: Result<(), Failure>,
     pub stats: Stats,
+    pub reached: Reached,
+    /// The run as a scenario, if it failed.
+    pub scenario: Option<Scenario>,
 }
 
 pub fn run_seed(seed: u64) -> Outcome {
-    go(seed, false).0
+    go(seed, || World::new(seed, false)).0
 }
 
 /// The same run with its story.
 pub fn trace_seed(seed: u64) -> (Outcome, Vec<String>) {
-    go(seed, true)
+    go(seed, || World::new(seed, true))
 }
 
-fn go(seed: u64, trace: bool) -> (Outcome, Vec<String>) {
-    let mut world: Option<World> = None;
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let world = world.insert(World::new(seed, trace));
-        world.run()
-    }));
-    let at = world.as_ref().map_or(0, |w| w.now);
-    let stats = world.as_ref().map(|w| w.stats.clone()).unwrap_or_default();
-    let mut story = world.as_mut().map(World::take_trace).unwrap_or_default();
-    if let (true, Some(world)) = (trace, &world) {
-        story.insert(0, format!("{:#?}", world.options));
-    }
-    let result = match outcome {
+pub fn run_scenario(scenario: &Scenario, trace: bool) -> (Outcome, Vec<String>) {
+    go(scenario.seed, || scenario.world(trace))
+}
+
+/// Lets a world run to its end.
+pub fn finish(world: &mut World) -> Result<(), Failure> {
+    let result = catch_unwind(AssertUnwindSafe(|| world.run()));
+    match result {
         Ok(Ok(())) => Ok(()),
         Ok(Err(complaint)) => Err(Failure { at: complaint.at, text: complaint.text }),
-        Err(panic) => Err(Failure { at, text: format!("panic: {}", message(&*panic)) }),
-    };
-    (Outcome { seed, result, stats }, story)
+        Err(panic) => Err(Failure { at: world.now, text: format!("panic: {}", message(&*panic)) }),
+    }
+}
+
+fn go(seed: u64, make: impl FnOnce() -> World) -> (Outcome, Vec<String>) {
+    let mut world = make();
+    let result = finish(&mut world);
+    let scenario = result.as_ref().err().map(|failure| Scenario::of(&world, seed, &failure.text));
+    let mut story = world.take_trace();
+    if !story.is_empty() {
+        story.insert(0, format!("{:#?}", world.options));
+    }
+    let (stats, reached) = (world.stats.clone(), std::mem::take(&mut world.reached));
+    (Outcome { seed, result, stats, reached, scenario }, story)
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> String {

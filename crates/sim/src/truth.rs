@@ -63,6 +63,11 @@ impl Truth {
         truth
     }
 
+    /// A Primary without a disk and without anybody who has one: whatever it reads is an error.
+    pub fn unknown(node: NodeId) -> Truth {
+        Truth { primary: Some(node), ..Truth::default() }
+    }
+
     fn entries(&mut self, sector: u64) -> &mut Vec<Entry> {
         self.sectors
             .entry(sector)
@@ -72,6 +77,15 @@ impl Truth {
     pub fn submit(&mut self, range: ByteRange, value: Stamp, at: u64) {
         for sector in range.sector()..range.end() / SECTOR {
             self.entries(sector).push(Entry { value, submitted: at, completed: None, superseded: false });
+        }
+    }
+
+    /// A write in flight is issued again: what counts is when that one ends.
+    pub fn forget_submission(&mut self, range: ByteRange, submitted: u64) {
+        for sector in range.sector()..range.end() / SECTOR {
+            if let Some(entries) = self.sectors.get_mut(&sector) {
+                entries.retain(|e| e.submitted != submitted || e.completed.is_some());
+            }
         }
     }
 

@@ -7,7 +7,9 @@ use std::rc::Rc;
 use engine::{Input, Protocol, Status};
 use types::{BlockOp, ByteRange, DiskState, IoError, NodeId, ReplicationState, RequestId, VolumeNumber};
 
+use crate::action::Action;
 use crate::delivery::stamp_of;
+use crate::disk::Stamp;
 use crate::node::Pending;
 use crate::truth::{ReadExpectation, Truth};
 use crate::world::{Event, World};
@@ -19,12 +21,11 @@ impl World {
         if self.healing {
             return;
         }
-        let delay = self.rng.around(self.options.work_every);
+        let delay = self.whim.around(self.options.work_every);
         self.schedule(delay, Event::Work);
         for id in self.node_ids() {
             let node = self.node(id);
-            let ready = node.is_running() && node.is_primary && !node.demoting && !node.stopping;
-            if ready && node.requests.len() < self.options.requests_max {
+            if node.takes_requests() && node.requests.len() < self.options.requests_max {
                 self.submit_one(id);
             }
         }
@@ -35,49 +36,80 @@ impl World {
         if volumes.is_empty() {
             return;
         }
-        let (volume, size) = self.rng.pick(&volumes);
+        let (volume, size) = self.whim.pick(&volumes);
         let op = self.draw_op();
         let range = if op == BlockOp::Flush { ByteRange::default() } else { self.draw_range(size, op) };
-        self.submit(id, volume, op, range);
+        self.act(Action::Submit { node: id, volume, op, range });
+    }
+
+    /// In a scenario the device may not be there, or be smaller.
+    pub(crate) fn submit_if_possible(&mut self, id: NodeId, volume: VolumeNumber, op: BlockOp, range: ByteRange) {
+        let node = self.node(id);
+        let fits = node.devices.get(&volume).is_some_and(|size| range.is_within(*size));
+        if fits && node.takes_requests() {
+            self.submit(id, volume, op, range);
+        }
     }
 
     fn draw_op(&mut self) -> BlockOp {
         let o = &self.options;
         let (read, flush, fua, discard) = (o.read_per_mille, o.flush_per_mille, o.fua_per_mille, o.discard_per_mille);
-        if self.rng.chance(flush) {
+        if self.whim.chance(flush) {
             return BlockOp::Flush;
         }
-        if self.rng.chance(discard) {
-            let zeroes = self.rng.chance(500);
-            let may_unmap = self.rng.chance(500);
+        if self.whim.chance(discard) {
+            let zeroes = self.whim.chance(500);
+            let may_unmap = self.whim.chance(500);
             return if zeroes { BlockOp::WriteZeroes { may_unmap, fua: false } } else { BlockOp::Discard };
         }
-        if self.rng.chance(read) {
+        if self.whim.chance(read) {
             return BlockOp::Read;
         }
-        BlockOp::Write { fua: self.rng.chance(fua) }
+        BlockOp::Write { fua: self.whim.chance(fua) }
     }
 
     fn draw_range(&mut self, size: u64, op: BlockOp) -> ByteRange {
         let extents = size.div_ceil(EXTENT);
-        let extent = self.rng.between(0, extents.min(self.options.hot_extents) - 1)
+        let extent = self.whim.between(0, extents.min(self.options.hot_extents) - 1)
             * (extents / extents.min(self.options.hot_extents));
-        let unit = if self.rng.chance(300) { 512 } else { 4096 };
+        let unit = if self.whim.chance(300) { 512 } else { 4096 };
         let unit = if op == BlockOp::Discard { 4096 } else { unit };
         // A small window makes overlaps; its end crosses into the next extent now and then.
-        let window = if self.rng.chance(100) { EXTENT } else { 64 << 10 };
-        let base = if self.rng.chance(100) { extent * EXTENT + EXTENT - (32 << 10) } else { extent * EXTENT };
-        let len = (self.rng.between(1, self.options.io_bytes_max / unit)) * unit;
-        let len = if self.rng.chance(600) { len.min(8192).max(unit) } else { len };
-        let start = (base + self.rng.between(0, window / unit) * unit).min(size - len) / unit * unit;
+        let window = if self.whim.chance(100) { EXTENT } else { 64 << 10 };
+        let base = if self.whim.chance(100) { extent * EXTENT + EXTENT - (32 << 10) } else { extent * EXTENT };
+        let len = (self.whim.between(1, self.options.io_bytes_max / unit)) * unit;
+        let len = if self.whim.chance(600) { len.min(8192).max(unit) } else { len };
+        let start = (base + self.whim.between(0, window / unit) * unit).min(size - len) / unit * unit;
         ByteRange::new(start, len).expect("inside the volume")
     }
 
     pub fn submit(&mut self, id: NodeId, volume: VolumeNumber, op: BlockOp, range: ByteRange) {
+        let stamp = stamp_of(op, self.moment + 1);
+        self.issue(id, volume, op, range, stamp);
+    }
+
+    /// The device of a daemon that died has another one: its requests come again, as the kernel does it.
+    pub(crate) fn reissue(&mut self, id: NodeId, life: u64) {
+        if self.node(id).life != life || !self.node(id).is_primary {
+            return;
+        }
+        for pending in std::mem::take(&mut self.node_mut(id).left_behind) {
+            let (volume, op, range) = (pending.volume, pending.op, pending.range);
+            let fits = self.node(id).devices.get(&volume).is_some_and(|size| range.is_within(*size));
+            if !fits {
+                self.node_mut(id).left_behind.push(pending);
+                continue;
+            }
+            self.stats.reissued += 1;
+            self.truth_of(id, volume).forget_submission(range, pending.submitted);
+            self.issue(id, volume, op, range, pending.stamp);
+        }
+    }
+
+    fn issue(&mut self, id: NodeId, volume: VolumeNumber, op: BlockOp, range: ByteRange, stamp: Stamp) {
         self.moment += 1;
         self.stats.requests += 1;
         let moment = self.moment;
-        let stamp = stamp_of(op, moment);
         let request = RequestId(moment);
         let payload = match op {
             BlockOp::Read => Some(self.node_mut(id).lend(None, range.sectors(), 1)),
@@ -98,7 +130,7 @@ impl World {
         }
         let expect = (op == BlockOp::Read).then(|| ReadExpectation::begin(self.truth_of(id, volume), range));
         let since = self.now;
-        let pending = Pending { volume, op, range, payload, submitted: moment, expect, since };
+        let pending = Pending { volume, op, range, payload, submitted: moment, stamp, expect, since };
         self.node_mut(id).requests.insert(request, pending);
         self.input(id, Input::Submit { request, volume, op, range, payload });
     }
@@ -119,7 +151,7 @@ impl World {
             (_, Err(_)) => Ok(()),
             (BlockOp::Read, Ok(())) => self.read_completed(id, &pending),
             (BlockOp::Flush, Ok(())) => {
-                self.truth_of(id, pending.volume).flush(pending.submitted);
+                self.flush_completed(id, &pending);
                 Ok(())
             }
             (_, Ok(())) => self.write_completed(id, &pending),
@@ -128,6 +160,16 @@ impl World {
             self.node_mut(id).unhold(payload);
         }
         outcome.map_err(|e| format!("{request:?} {:?} {:?}: {e}", pending.op, pending.range))
+    }
+
+    fn flush_completed(&mut self, id: NodeId, pending: &Pending) {
+        let status = self.status(id).expect("it just completed a request");
+        // A disk that failed in the flush holds nothing for certain.
+        let (believed, _) = self.holders(id, pending.volume, &status, self.options.protocol != Protocol::A);
+        let truth = self.truth_of(id, pending.volume);
+        truth.flush(pending.submitted);
+        truth.durable_on.retain(|node| believed.contains(node));
+        self.tempt(id);
     }
 
     fn read_completed(&mut self, id: NodeId, pending: &Pending) -> Result<(), String> {
@@ -200,8 +242,8 @@ impl World {
             Some(index) => &mut truths[index],
             None => {
                 // A Primary whose promotion found nothing to start from.
-                let disk = self.nodes[&primary].disks.get(&volume).expect("every node of the simulator has a disk");
-                truths.push(Truth::adopt(primary, disk));
+                let disk = self.nodes[&primary].disks.get(&volume);
+                truths.push(disk.map_or_else(|| Truth::unknown(primary), |disk| Truth::adopt(primary, disk)));
                 truths.last_mut().expect("just pushed")
             }
         }
@@ -226,7 +268,10 @@ impl World {
             if basis.is_none() && !force {
                 self.complain(format!("{id:?} was promoted without force and sees no UpToDate disk of {volume:?}"));
             }
-            let result = self.begin_serving(id, basis.unwrap_or(id), volume, force);
+            let Some(basis) = basis.or_else(|| self.node(id).disks.contains_key(&volume).then_some(id)) else {
+                continue;
+            };
+            let result = self.begin_serving(id, basis, volume, force);
             self.expect(result);
         }
     }
@@ -285,16 +330,22 @@ impl World {
             return check;
         }
         let mut check = Ok(());
-        if let Some(index) = truths.iter().position(|t| t.durable_on.contains(&basis) && !alive(t.primary)) {
-            truths[index].lose_unflushed();
-            if let Some((sector, value)) = truths[index].first_violation(disk).filter(|_| !force) {
+        if let Some(index) = truths.iter().position(|t| t.durable_on.contains(&basis)) {
+            let mut durable = truths[index].clone();
+            durable.lose_unflushed();
+            if let Some((sector, value)) = durable.first_violation(disk).filter(|_| !force) {
                 check = Err(format!(
                     "{id:?} was promoted on the data of {basis:?}, which should hold every flushed write: {volume:?} \
                      sector {sector} holds write {value}, allowed {:?}",
-                    truths[index].values(sector)
+                    durable.values(sector)
                 ));
             }
-            truths.remove(index);
+            if alive(truths[index].primary) {
+                // Two lines from here on; what was flushed so far is on both.
+                truths[index].flushed = 0;
+            } else {
+                truths.remove(index);
+            }
         }
         for truth in truths.iter_mut() {
             truth.durable_on.remove(&basis);
@@ -344,6 +395,8 @@ impl World {
 
     pub(crate) fn resync_ends(&mut self, target: NodeId, source: NodeId, volume: VolumeNumber) {
         self.given_up.remove(&(target, volume));
+        self.untracked.remove(&(target, volume));
+        self.untracked.remove(&(source, volume));
         for truth in self.truths.entry(volume).or_default() {
             if truth.complete_on.contains(&source) {
                 truth.complete_on.insert(target);

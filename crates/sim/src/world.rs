@@ -1,8 +1,9 @@
 //! The cluster: one queue of events ordered by (time, sequence), one clock, one source of chance. Same seed, same
 //! trace.
 //!
-//! The rooms beside this one add to [`World`]: `delivery` carries out the engine's effects, `workload` is the
-//! application, `operator` the person (and the power company), `checker` judges.
+//! The rooms beside this one add to [`World`]: `startup` builds it, `delivery` carries out the engine's effects,
+//! `workload` is the application, `operator` the person at the prompt, `trouble` everything that breaks, `healer` the end
+//! of all trouble; `action` is the door of these three; `checker` judges.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,16 +12,21 @@ use engine::{Command, CommandId, Effect, Engine, Input, LinkError, Status};
 use types::{IoId, LinkId, NodeId, Time, VolumeNumber};
 use wire::Socket;
 
+use crate::action::{Act, Action, Order};
 use crate::checker::Differences;
 use crate::disk::Stamp;
 use crate::network::{EndState, Frame, Network};
 use crate::node::Node;
-use crate::rng::Rng;
-use crate::swarm::{Options, SECOND};
+use crate::reached::Reached;
+use crate::rng::{Rng, Stream};
+use crate::swarm::{MS, Options, SECOND};
 use crate::truth::Truth;
 
 /// Events of one run before it counts as a run that never ends.
 const EVENTS_MAX: u64 = 3_000_000;
+/// Above every sequence number of other events.
+const ACTS_FROM: u64 = u64::MAX / 2;
+const INSPECT_EVERY: u64 = 200 * MS;
 
 pub enum Event {
     Tick {
@@ -60,18 +66,49 @@ pub enum Event {
     Restart {
         node: NodeId,
     },
-    Cut,
+    /// A device is back: its requests of before come again.
+    Reissue {
+        node: NodeId,
+        life: u64,
+    },
     PathHeals {
         a: NodeId,
         b: NodeId,
     },
+    Thaw {
+        node: NodeId,
+        life: u64,
+    },
+    Cut,
+    Stall,
+    Fault,
     Crash,
+    /// Trouble where something has just happened.
+    Ambush {
+        node: NodeId,
+    },
+    /// The next action of a scenario.
+    Act(Box<Action>),
     Operator,
     Keeper,
     Work,
+    /// The judges look at everybody.
+    Inspect,
     /// Trouble ends; from here on everything must become good.
     Heal,
     Settle,
+}
+
+impl Event {
+    /// Whose daemon would have to run for it.
+    fn for_daemon(&self) -> Option<NodeId> {
+        match self {
+            Event::Tick { node, .. } | Event::DiskDone { node, .. } | Event::Script { node, .. } => Some(*node),
+            Event::Reissue { node, .. } => Some(*node),
+            Event::LinkUp { node, .. } | Event::LinkDown { node, .. } | Event::Frame { to: node, .. } => Some(*node),
+            _ => None,
+        }
+    }
 }
 
 /// What a run came across.
@@ -84,13 +121,19 @@ pub struct Stats {
     pub power_losses: u64,
     pub clean_stops: u64,
     pub cuts: u64,
+    pub stalls: u64,
+    pub faults: u64,
+    pub exchanges: u64,
+    pub reissued: u64,
+    /// Inspections, and how many of them found a pair that calls itself in sync and is quiet.
+    pub inspections: u64,
+    pub quiet_pairs: u64,
     pub links: u64,
     pub promotions: u64,
     pub resyncs: u64,
     pub split_brains: u64,
     pub forced_at_end: u64,
     pub commands: BTreeMap<&'static str, (u64, u64)>,
-    pub handshakes: BTreeMap<String, u64>,
 }
 
 /// A run that went wrong.
@@ -103,7 +146,10 @@ pub struct Complaint {
 pub struct World {
     pub options: Options,
     pub now: u64,
-    pub rng: Rng,
+    /// Delays, what survives: see `rng`.
+    pub nature: Rng,
+    /// What the world does.
+    pub whim: Rng,
     queue: BTreeMap<(u64, u64), Event>,
     sequence: u64,
     pub nodes: BTreeMap<NodeId, Node>,
@@ -125,24 +171,54 @@ pub struct World {
     pub apart: BTreeSet<(NodeId, NodeId, VolumeNumber)>,
     pub split_brain: BTreeSet<(NodeId, NodeId)>,
     pub no_good_copy_expected: bool,
+    /// Disks that were exchanged or re-labelled by hand: which blocks differ is known by generation at best, and judged
+    /// again after a resync.
+    pub untracked: BTreeSet<(NodeId, VolumeNumber)>,
+    pub ambushed_at: u64,
+    pub reconnected_at: u64,
+    /// All actions come from a scenario.
+    pub is_replay: bool,
+    /// Every action so far.
+    pub acts: Vec<Act>,
     pub complaint: Option<Complaint>,
     pub stats: Stats,
+    pub reached: Reached,
     trace: Option<Vec<String>>,
     effects: Vec<Effect>,
 }
 
 impl World {
     pub fn new(seed: u64, trace: bool) -> World {
-        let mut rng = Rng::new(seed);
-        let options = Options::draw(&mut rng);
-        World::with_options(options, rng, trace)
+        World::with_options(Options::draw(seed), seed, trace)
     }
 
-    pub fn with_options(options: Options, rng: Rng, trace: bool) -> World {
+    /// The world of `seed` with other options.
+    pub fn with_options(options: Options, seed: u64, trace: bool) -> World {
+        let mut world = World::empty(options, seed, trace);
+        world.set_up();
+        world.schedule_the_world();
+        world
+    }
+
+    /// Nothing happens but what `acts` say. `seed`: for delays.
+    pub fn replay(options: Options, seed: u64, acts: Vec<Act>, trace: bool) -> World {
+        let mut world = World::empty(options, seed, trace);
+        world.is_replay = true;
+        world.set_up();
+        for (index, Act { at, action }) in acts.into_iter().enumerate() {
+            // Behind everything else of the same moment: an ambush came after what tempted it.
+            world.queue.insert((at, ACTS_FROM + index as u64), Event::Act(Box::new(action)));
+        }
+        world
+    }
+
+    fn empty(options: Options, seed: u64, trace: bool) -> World {
+        let duration = options.duration;
         let mut world = World {
             options,
             now: SECOND,
-            rng,
+            nature: Rng::stream(seed, Stream::Nature),
+            whim: Rng::stream(seed, Stream::World),
             queue: BTreeMap::new(),
             sequence: 0,
             nodes: BTreeMap::new(),
@@ -160,12 +236,19 @@ impl World {
             apart: BTreeSet::new(),
             split_brain: BTreeSet::new(),
             no_good_copy_expected: false,
+            untracked: BTreeSet::new(),
+            ambushed_at: 0,
+            reconnected_at: 0,
+            is_replay: false,
+            acts: Vec::new(),
             complaint: None,
             stats: Stats::default(),
+            reached: Reached::default(),
             trace: trace.then(Vec::new),
             effects: Vec::new(),
         };
-        world.set_up();
+        world.schedule(duration, Event::Heal);
+        world.schedule(INSPECT_EVERY, Event::Inspect);
         world
     }
 
@@ -250,6 +333,13 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        if let Some(node) = event.for_daemon().filter(|node| self.node(*node).is_frozen) {
+            // Its timer is armed anew when it goes on.
+            if !matches!(event, Event::Tick { .. }) {
+                self.node_mut(node).asleep.push(event);
+            }
+            return;
+        }
         match event {
             Event::Tick { node, life } => self.tick(node, life),
             Event::DiskDone { node, life, volume, io } => self.disk_done(node, life, volume, io),
@@ -259,12 +349,22 @@ impl World {
             Event::TryConnect { a, b } => self.try_connect(a, b),
             Event::Script { node, life } => self.continue_script(node, life),
             Event::Restart { node } => self.restart(node),
-            Event::Cut => self.random_cut(),
+            Event::Reissue { node, life } => self.reissue(node, life),
             Event::PathHeals { a, b } => self.path_heals(a, b),
+            Event::Thaw { node, life } => self.thaw(node, life),
+            Event::Cut => self.random_cut(),
+            Event::Stall => self.random_stall(),
+            Event::Fault => self.random_fault(),
             Event::Crash => self.random_crash(),
+            Event::Ambush { node } => self.ambush(node),
+            Event::Act(action) => self.act(*action),
             Event::Operator => self.random_command(),
             Event::Keeper => self.keep_a_primary(),
             Event::Work => self.work(),
+            Event::Inspect => {
+                self.schedule(INSPECT_EVERY, Event::Inspect);
+                self.inspect();
+            }
             Event::Heal => self.heal(),
             Event::Settle => self.settle(),
         }
@@ -310,7 +410,7 @@ impl World {
         self.arm_timer(id);
     }
 
-    fn arm_timer(&mut self, id: NodeId) {
+    pub(crate) fn arm_timer(&mut self, id: NodeId) {
         let node = self.node_mut(id);
         let Some(deadline) = node.engine.as_ref().and_then(Engine::next_deadline) else { return };
         let life = node.life;
@@ -327,12 +427,12 @@ impl World {
     pub fn command(&mut self, id: NodeId, command: Command, scripted: bool) {
         self.next_command += 1;
         let number = CommandId(self.next_command);
-        let (name, force) = name_of(&command);
+        let order = Order::of(&command);
         let since = self.now;
         let node = self.node_mut(id);
         node.demoting |= matches!(command, Command::Demote);
         node.promote_force |= matches!(command, Command::Promote { force: true });
-        let entry = crate::node::CommandInFlight { command: name, force, since, scripted };
+        let entry = crate::node::CommandInFlight { order, since, scripted };
         node.commands.insert(number, entry);
         self.input(id, Input::Command { id: number, command });
     }
@@ -346,8 +446,8 @@ impl World {
         if !self.net.is_path_up(a, b) || !self.node(a).is_running() || !self.node(b).is_running() {
             return;
         }
-        let coin = self.rng.chance(500);
-        let delays = [0; 2].map(|_| self.rng.between(1, self.options.latency * 2));
+        let coin = self.nature.chance(500);
+        let delays = [0; 2].map(|_| self.nature.between(1, self.options.latency * 2));
         let (a, b) = crate::network::pair(a, b);
         let link = self.net.establish(a, b, coin, delays.map(|delay| now + delay));
         self.stats.links += 1;
@@ -388,7 +488,7 @@ impl World {
         let (a, b) = crate::network::pair(a, b);
         let (Some(first), Some(second)) = (self.net.wants.get(&(a, b)), self.net.wants.get(&(b, a))) else { return };
         let at = (*first).max(*second).max(self.now);
-        let delay = at - self.now + self.rng.between(0, self.options.latency * 4);
+        let delay = at - self.now + self.nature.between(0, self.options.latency * 4);
         self.schedule(delay, Event::TryConnect { a, b });
     }
 
@@ -396,23 +496,6 @@ impl World {
         self.net.down.remove(&crate::network::pair(a, b));
         self.say(|| format!("network {a:?} - {b:?} works again"));
         self.schedule_connect(a, b);
-    }
-}
-
-pub fn name_of(command: &Command) -> (&'static str, bool) {
-    match command {
-        Command::Attach { .. } => ("attach", false),
-        Command::Detach { force, .. } => ("detach", *force),
-        Command::Connect { .. } => ("connect", false),
-        Command::Disconnect { force, .. } => ("disconnect", *force),
-        Command::Promote { force } => ("promote", *force),
-        Command::Demote => ("demote", false),
-        Command::Invalidate { .. } => ("invalidate", false),
-        Command::InvalidateRemote { .. } => ("invalidate-remote", false),
-        Command::Outdate { .. } => ("outdate", false),
-        Command::NewCurrentUuid { .. } => ("new-current-uuid", false),
-        Command::PauseSync { .. } => ("pause-sync", false),
-        Command::ResumeSync { .. } => ("resume-sync", false),
     }
 }
 

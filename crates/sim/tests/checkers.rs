@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use sim::rng::Rng;
 use sim::swarm::{Options, SECOND};
 use sim::world::{Complaint, World};
 use types::{BlockOp, ByteRange, NodeId, RequestId, VolumeNumber};
@@ -13,7 +12,7 @@ fn node(n: u8) -> NodeId {
 const VOLUME: VolumeNumber = VolumeNumber::new(0).unwrap();
 
 fn calm() -> World {
-    World::with_options(Options::calm(), Rng::new(1), false)
+    World::with_options(Options::calm(), 1, false)
 }
 
 /// Runs until somebody is Primary and the application has written.
@@ -147,6 +146,7 @@ fn a_request_that_never_ends() {
         range,
         payload: None,
         submitted: u64::MAX,
+        stamp: 0,
         expect: None,
         since: 0,
     };

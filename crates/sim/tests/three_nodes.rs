@@ -21,7 +21,7 @@ fn three(seed: u64, start: Start) -> Options {
 #[test]
 fn the_initial_sync_reaches_all_and_ends() {
     for seed in 0..RUNS {
-        let mut world = World::with_options(three(seed, Start::Fresh), Rng::new(seed), false);
+        let mut world = World::with_options(three(seed, Start::Fresh), seed, false);
         assert_eq!(world.run(), Ok(()), "seed {seed}");
         assert!(world.settled);
     }
@@ -33,7 +33,7 @@ fn links_that_break_leave_nothing_behind() {
         let mut options = three(seed, Start::InSync);
         options.cut_every = Some(3 * SECOND);
         options.down_time = 500 * MS;
-        let mut world = World::with_options(options, Rng::new(seed), false);
+        let mut world = World::with_options(options, seed, false);
         assert_eq!(world.run(), Ok(()), "seed {seed}");
         assert!(world.settled);
     }

@@ -7,7 +7,23 @@ pub const NODES_MAX: usize = 32;
 
 /// A node of the cluster, 0..=31, the same on every node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "u8", into = "u8"))]
 pub struct NodeId(u8);
+
+#[cfg(feature = "serde")]
+impl TryFrom<u8> for NodeId {
+    type Error = &'static str;
+    fn try_from(id: u8) -> Result<NodeId, Self::Error> {
+        NodeId::new(id).ok_or("a node id is 0 to 31")
+    }
+}
+#[cfg(feature = "serde")]
+impl From<NodeId> for u8 {
+    fn from(id: NodeId) -> u8 {
+        id.0
+    }
+}
 
 impl NodeId {
     /// `None` above 31.
@@ -100,7 +116,23 @@ impl fmt::Debug for NodeSet {
 
 /// A volume of a resource, 0..=65534. 65535 on the wire means "the whole connection".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "u16", into = "u16"))]
 pub struct VolumeNumber(u16);
+
+#[cfg(feature = "serde")]
+impl TryFrom<u16> for VolumeNumber {
+    type Error = &'static str;
+    fn try_from(number: u16) -> Result<VolumeNumber, Self::Error> {
+        VolumeNumber::new(number).ok_or("a volume number is 0 to 65534")
+    }
+}
+#[cfg(feature = "serde")]
+impl From<VolumeNumber> for u16 {
+    fn from(number: VolumeNumber) -> u16 {
+        number.0
+    }
+}
 
 impl VolumeNumber {
     pub const fn new(number: u16) -> Option<VolumeNumber> {

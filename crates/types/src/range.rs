@@ -14,9 +14,25 @@ pub struct ExtentIndex(pub u32);
 
 /// `start .. start + len`, bytes from the start of the volume. Never wraps: `new` refuses it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "(u64, u64)", into = "(u64, u64)"))]
 pub struct ByteRange {
     start: u64,
     len: u64,
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<(u64, u64)> for ByteRange {
+    type Error = &'static str;
+    fn try_from((start, len): (u64, u64)) -> Result<ByteRange, Self::Error> {
+        ByteRange::new(start, len).ok_or("the end of a range fits in 64 bits")
+    }
+}
+#[cfg(feature = "serde")]
+impl From<ByteRange> for (u64, u64) {
+    fn from(range: ByteRange) -> (u64, u64) {
+        (range.start, range.len)
+    }
 }
 
 impl ByteRange {

@@ -4,6 +4,8 @@ use core::fmt;
 
 /// Operation of a block request. Which bytes it moves is a range; the data is a payload that the driver holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum BlockOp {
     Read,
     /// `fua`: durable on completion.

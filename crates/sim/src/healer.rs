@@ -1,0 +1,243 @@
+//! Who puts everything right at the end: faults are over, and a patient person does what the status asks for.
+
+use std::collections::BTreeMap;
+
+use engine::{Command, Status};
+use types::{ConnectionState, DiskState, NodeId, ReplicationState, VolumeNumber};
+
+use crate::network::pair;
+use crate::swarm::{SECOND, Start};
+use crate::world::{Event, World};
+
+/// Virtual time for everything to become good after the last trouble. Generous: a full sync over the slowest link.
+const SETTLE_MAX: u64 = 1500 * SECOND;
+/// Before a person stops what runs on a Primary without data.
+const PATIENCE: u64 = 30 * SECOND;
+/// Between two attempts to mend what a resync left.
+const RECONNECT_EVERY: u64 = 60 * SECOND;
+
+impl World {
+    pub(crate) fn heal(&mut self) {
+        self.healing = true;
+        self.healed_at = self.now;
+        self.say(|| "all trouble ends".into());
+        let down: Vec<_> = self.net.down.iter().copied().collect();
+        for (a, b) in down {
+            self.path_heals(a, b);
+        }
+        for node in self.nodes.values_mut() {
+            node.faults.clear();
+        }
+        self.schedule(SECOND, Event::Settle);
+    }
+
+    pub(crate) fn settle(&mut self) {
+        for id in self.node_ids() {
+            if !self.node(id).is_running() {
+                self.restart(id);
+            }
+        }
+        if self.all_is_well() {
+            self.final_checks();
+            self.settled = true;
+            return;
+        }
+        if self.now - self.healed_at > SETTLE_MAX {
+            let picture = self.picture();
+            return self.complain(format!("{} s after the last trouble not settled: {picture}", SETTLE_MAX / SECOND));
+        }
+        self.schedule(SECOND, Event::Settle);
+        for id in self.node_ids() {
+            self.put_right(id);
+        }
+        self.choose_a_copy();
+    }
+
+    /// What a person does with one node that is not as it should be.
+    fn put_right(&mut self, id: NodeId) {
+        let node = self.node(id);
+        if node.stopping || node.is_frozen || !node.commands.is_empty() {
+            return;
+        }
+        let Some(status) = self.status(id) else { return };
+        let patient = self.now - self.healed_at < PATIENCE;
+        if !patient && !node.is_primary && !node.left_behind.is_empty() {
+            // Another node serves: whatever still holds the old device is told that it is gone.
+            self.node_mut(id).left_behind.clear();
+        }
+        // Two Primaries of a partition refuse each other until one steps down.
+        let rival = |peer: NodeId| {
+            let (a, b) = pair(id, peer);
+            self.node(id).is_primary && self.node(peer).is_primary && self.worse_of(a, b) == id
+        };
+        if status.peers.iter().any(|(peer, p)| p.connection != ConnectionState::Connected && rival(*peer)) {
+            return self.command(id, Command::Demote, false);
+        }
+        // A Primary that would be overwritten refuses for ever (rr-conflict); a person stops what runs on it.
+        let refuses = |device: &engine::PeerDeviceStatus| device.last_decision.contains("PrimaryWouldBeTarget");
+        let conflict = status
+            .peers
+            .values()
+            .any(|p| p.connection == ConnectionState::StandAlone && p.volumes.values().any(refuses));
+        if conflict && self.node(id).is_primary {
+            return self.command(id, Command::Demote, false);
+        }
+        // So does a Primary without any data: it refuses to go on with other data than it showed (rule GE-7).
+        let served = |(volume, v): (&VolumeNumber, &engine::VolumeStatus)| {
+            let reached = |p: &engine::PeerStatus| {
+                let device = &p.volumes[volume];
+                device.disk == DiskState::UpToDate && device.replication >= ReplicationState::Established
+            };
+            v.disk == DiskState::UpToDate || status.peers.values().any(reached)
+        };
+        if self.node(id).is_primary && !patient && !status.volumes.iter().all(served) {
+            return self.command(id, Command::Demote, false);
+        }
+        for (volume, v) in &status.volumes {
+            if v.disk == DiskState::Diskless {
+                self.attach(id, *volume);
+            }
+        }
+        for (peer, p) in &status.peers {
+            if p.connection == ConnectionState::StandAlone {
+                self.connect_at_the_end(id, *peer);
+            } else if !patient && self.stats.faults > 0 && is_left_over(&status, p) {
+                self.reconnect(id, *peer);
+            }
+            for (volume, device) in &p.volumes {
+                if device.resync_suspended_user {
+                    self.command(id, Command::ResumeSync { volume: *volume, peer: *peer }, false);
+                }
+            }
+        }
+    }
+
+    /// A resync that could not read or write everything leaves bits; connecting again starts another one.
+    fn reconnect(&mut self, id: NodeId, peer: NodeId) {
+        if self.now < self.reconnected_at + RECONNECT_EVERY {
+            return;
+        }
+        self.reconnected_at = self.now;
+        self.command(id, Command::Disconnect { peer, force: false }, false);
+    }
+
+    /// Whose data a person gives up: the worse disk, then whoever is not Primary, then the higher number.
+    fn worse_of(&self, a: NodeId, b: NodeId) -> NodeId {
+        let worth = |node: NodeId| {
+            let worst = self.status(node).and_then(|s| s.volumes.values().map(|v| v.disk).min());
+            (worst, self.node(node).is_primary)
+        };
+        if worth(a) < worth(b) { a } else { b }
+    }
+
+    fn connect_at_the_end(&mut self, id: NodeId, peer: NodeId) {
+        let both = pair(id, peer);
+        let split = self.split_brain.contains(&both);
+        let victim = self.worse_of(both.0, both.1);
+        // The newer generation is on a disk that is not whole: somebody gives it up for the older copy.
+        let useless = self.no_good_copy_expected
+            && self.status(id).is_some_and(|s| {
+                s.peers[&peer].volumes.iter().any(|(volume, device)| {
+                    let inconsistent = s.volumes[volume].disk == DiskState::Inconsistent;
+                    inconsistent && device.last_decision.contains("SourceIsInconsistent")
+                })
+            });
+        if useless {
+            self.give_up(id);
+            let order = match self.node(id).is_primary {
+                true => Command::Demote,
+                false => Command::Connect { peer, discard_my_data: true },
+            };
+            return self.command(id, order, false);
+        }
+        let explained = self.forced || !self.untracked.is_empty();
+        let unrelated = explained
+            && self.status(id).is_some_and(|s| {
+                s.peers[&peer].volumes.values().any(|device| device.last_decision.starts_with("Unrelated"))
+            });
+        if unrelated && victim == id {
+            return self.start_over(id);
+        }
+        if split && victim == id {
+            if self.node(id).is_primary {
+                return self.command(id, Command::Demote, false);
+            }
+            self.give_up(id);
+            self.no_good_copy_expected = true;
+            return self.command(id, Command::Connect { peer, discard_my_data: true }, false);
+        }
+        self.command(id, Command::Connect { peer, discard_my_data: false }, false);
+    }
+
+    /// The two have nothing in common (forced on fresh metadata, an identifier set by hand): one starts over on empty
+    /// disks.
+    fn start_over(&mut self, id: NodeId) {
+        self.say(|| format!("{id:?} gets empty disks"));
+        self.stop(id, false, false);
+        let volumes = self.volume_numbers();
+        let fresh = volumes.into_iter().map(|volume| (volume, self.new_disk(id, None))).collect();
+        self.exchange(id, fresh);
+        self.start(id);
+    }
+
+    /// No UpToDate copy anywhere for a while: somebody has to say which one to take.
+    fn choose_a_copy(&mut self) {
+        let waited = self.now - self.healed_at;
+        if waited < 60 * SECOND || !(waited / SECOND).is_multiple_of(30) {
+            return;
+        }
+        let statuses: Vec<Status> = self.node_ids().into_iter().filter_map(|id| self.status(id)).collect();
+        let good = |v: VolumeNumber| statuses.iter().any(|s| s.volumes[&v].disk == DiskState::UpToDate);
+        if self.volume_numbers().into_iter().all(good) {
+            return;
+        }
+        let expected = self.no_good_copy_expected || self.forced || self.options.start == Start::Fresh;
+        if !expected {
+            let picture = self.picture();
+            return self.complain(format!("no UpToDate copy is left and nobody gave one up: {picture}"));
+        }
+        self.stats.forced_at_end += 1;
+        self.forced = true;
+        let ids = self.node_ids();
+        let id = self.nature.pick(&ids);
+        self.command(id, Command::Promote { force: true }, false);
+    }
+
+    pub(crate) fn picture(&self) -> String {
+        let mut parts: BTreeMap<NodeId, String> = BTreeMap::new();
+        for id in self.node_ids() {
+            let Some(status) = self.status(id) else {
+                parts.insert(id, "down".into());
+                continue;
+            };
+            let node = self.node(id);
+            let mut text = format!("{}", status.role);
+            for (volume, v) in &status.volumes {
+                text += &format!(" {volume:?}:{} gen {}", v.disk, v.current_uuid);
+            }
+            for (peer, p) in &status.peers {
+                text += &format!(" to {peer:?}: {}", p.connection);
+                for (volume, d) in &p.volumes {
+                    text += &format!(
+                        " {volume:?} {}/{} oos {} last [{}]",
+                        d.replication, d.disk, d.out_of_sync_bytes, d.last_decision
+                    );
+                }
+            }
+            let waiting: Vec<&str> = node.commands.values().map(|c| c.order.name()).collect();
+            text += &format!(" requests {} commands {waiting:?} payloads {}", node.requests.len(), node.payloads.len());
+            parts.insert(id, text);
+        }
+        parts.iter().map(|(id, text)| format!("[{id:?} {text}]")).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Nothing runs, and something is still out of sync.
+fn is_left_over(status: &Status, peer: &engine::PeerStatus) -> bool {
+    peer.volumes.iter().any(|(volume, device)| {
+        let idle = device.replication == ReplicationState::Established;
+        let good = |disk: DiskState| disk == DiskState::UpToDate || disk == DiskState::Diskless;
+        let whole = good(device.disk) && good(status.volumes[volume].disk);
+        idle && (!whole || device.out_of_sync_bytes > 0)
+    })
+}
