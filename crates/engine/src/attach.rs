@@ -13,7 +13,7 @@ use crate::Engine;
 use crate::activity::ActivityLog;
 use crate::api::{AttachedDisk, CommandId, DeviceShape, Effect, Event, Refusal};
 use crate::meta::MetaWriter;
-use crate::role::unknown_volume;
+use crate::role::{busy, unknown_volume};
 use crate::state::Deferred;
 use crate::twophase::Change;
 use crate::volume::Backing;
@@ -35,6 +35,11 @@ impl Engine {
         if volume.disk != DiskState::Diskless || volume.command.is_some() {
             let state = format!("disk:{}", volume.disk);
             return self.refuse(id, attach_refusal(-124, "ERR_DISK_CONFIGURED", state, "detach the disk first"));
+        }
+        if self.is_promoting() {
+            // The peers were asked about a node without this disk.
+            self.refuse(id, busy());
+            return self.emit(Effect::CloseDisk { volume: number });
         }
         match self.recover(number, disk) {
             Err(refusal) => {

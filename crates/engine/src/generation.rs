@@ -392,17 +392,12 @@ impl Engine {
         let word = device.word.expect("a decision follows a state");
         let peer_disk = word.disk().unwrap_or(DiskState::Diskless);
         let changed = connecting && device.uuids_sent.as_ref().is_some_and(|sent| !same_claims(sent, &mine));
-        let disk_of = |disk: DiskState, flags: u64| match disk {
-            DiskState::Negotiating if flags & uuid_flag::INCONSISTENT != 0 => DiskState::Inconsistent,
-            DiskState::Negotiating => DiskState::Consistent,
-            disk => disk,
-        };
         // A disk that is being attached is not what a Primary works on.
         let role_of = |disk: DiskState, role: Role| if disk == DiskState::Negotiating { Role::Secondary } else { role };
         let my_disk = self.volume(number).disk;
-        let me_side = side(&mine, peer, disk_of(my_disk, mine.flags), role_of(my_disk, self.role));
+        let me_side = side(&mine, peer, my_disk, role_of(my_disk, self.role));
         let peer_role = role_of(peer_disk, word.role().unwrap_or(Role::Unknown));
-        let peer_side = side(theirs, self.me, disk_of(peer_disk, theirs.flags), peer_role);
+        let peer_side = side(theirs, self.me, peer_disk, peer_role);
         let link = handshake::Link {
             protocol: link.protocol,
             wire_protocol: entry.config.protocol,
@@ -433,9 +428,8 @@ fn reconcile_bits(
     peer_follows: bool,
 ) -> Decision {
     let comparable = me.current.same(peer.current) && !me.current.is_just_created();
-    let good = me.disk == DiskState::UpToDate || me.disk == DiskState::Consistent;
-    let peer_good = peer.disk == DiskState::UpToDate || peer.disk == DiskState::Consistent;
-    if decision.strategy != Strategy::NoSync || !comparable || !good || !peer_good || !peer_follows {
+    let is_good = |side: &Side<'_>| matches!(side.disk_by_metadata(), DiskState::UpToDate | DiskState::Consistent);
+    if decision.strategy != Strategy::NoSync || !comparable || !is_good(me) || !is_good(peer) || !peer_follows {
         return decision;
     }
     let knows = |side: &Side<'_>| side.dirty_bits > 0 && side.flags & uuid_flag::RECONNECT != 0;

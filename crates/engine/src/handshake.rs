@@ -173,7 +173,7 @@ impl Side<'_> {
     }
 
     /// A disk that waits for this very decision says by a flag what its metadata says.
-    fn disk_by_metadata(&self) -> DiskState {
+    pub(crate) fn disk_by_metadata(&self) -> DiskState {
         match (self.disk, self.has(flag::INCONSISTENT)) {
             (DiskState::Negotiating, true) => DiskState::Inconsistent,
             (DiskState::Negotiating, false) => DiskState::Consistent,
@@ -409,7 +409,12 @@ fn finish(verdict: Verdict, rule: Rule, me: &Side<'_>, peer: &Side<'_>) -> Strat
         return Strategy::Refuse(RefuseReason::PrimaryWouldBeTarget);
     }
     let missed_finish = matches!(rule, Rule::SyncSourceMissedFinish | Rule::SyncSourcePeerMissedFinish);
-    if missed_finish && source.disk_by_metadata() != DiskState::UpToDate {
+    // One that is being attached says UpToDate only after this very decision.
+    let good = match source.disk {
+        DiskState::Negotiating => source.disk_by_metadata() == DiskState::Consistent,
+        disk => disk == DiskState::UpToDate,
+    };
+    if missed_finish && !good {
         return Strategy::NoSync;
     }
     if source.disk_by_metadata() <= DiskState::Inconsistent {

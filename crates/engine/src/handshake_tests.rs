@@ -177,6 +177,8 @@ fn a_missed_end_without_bits_or_without_an_up_to_date_source() {
     row(slot(side(B), A), side(B), link(124, Protocol::C, false), NoSync, "both-off");
     let outdated = disk(bits(slot(side(B), A), 1), DiskState::Outdated);
     row(outdated, side(B), L(), NoSync, "sync-source-missed-finish");
+    let attaching = disk(bits(slot(side(B), A), 1), DiskState::Negotiating);
+    row(attaching, side(B), L(), Source(Own), "sync-source-missed-finish");
 }
 
 #[test]

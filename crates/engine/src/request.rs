@@ -408,6 +408,19 @@ impl Engine {
         Some(count)
     }
 
+    /// The peer's disk is gone with what it may have had in its cache, and a later answer to a barrier says nothing of
+    /// that.
+    pub(crate) fn remember_unconfirmed(&mut self, peer: NodeId, number: VolumeNumber) {
+        let left = |write: &Write| {
+            let unstable = write.legs.iter().any(|leg| leg.peer == peer && !leg.is_settled());
+            write.volume == number && write.completed && unstable
+        };
+        if self.transfer_log.iter().filter_map(|key| self.writes.get(*key)).any(left) {
+            let volume = self.volume_mut(number);
+            volume.unconfirmed_at = volume.unconfirmed_at.with(peer);
+        }
+    }
+
     /// The link to `peer` is gone: nothing more will be heard of these legs. Returns the volumes that had any.
     pub(crate) fn legs_lost(&mut self, peer: NodeId) -> Vec<VolumeNumber> {
         let mut volumes = Vec::new();

@@ -18,8 +18,10 @@ use crate::{Engine, IoKind};
 
 /// A change of role under way.
 pub(crate) enum RoleChange {
-    /// What a lost Primary counts on reaches the disk first: reads here must see it.
-    AwaitingOrphans {
+    /// What a lost Primary counts on reaches the disk first: reads here must see it. And every disk that is being
+    /// attached has found out what its data is: a Primary never goes by a peer's older copy because its own was not
+    /// ready (rule GE-8).
+    AwaitingDisks {
         command: CommandId,
         force: bool,
     },
@@ -61,7 +63,7 @@ impl Engine {
         if self.role == Role::Primary {
             return self.reply(id, Ok(()));
         }
-        self.role_change = Some(RoleChange::AwaitingOrphans { command: id, force });
+        self.role_change = Some(RoleChange::AwaitingDisks { command: id, force });
     }
 
     pub(crate) fn demote(&mut self, id: CommandId) {
@@ -282,7 +284,9 @@ impl Engine {
     /// Part of `settle`. Returns whether the change got further.
     pub(crate) fn advance_role_change(&mut self) -> bool {
         match self.role_change.take() {
-            Some(RoleChange::AwaitingOrphans { command, force }) if !self.has_orphaned_writes() => {
+            Some(RoleChange::AwaitingDisks { command, force })
+                if !self.has_orphaned_writes() && !self.is_attaching() =>
+            {
                 self.role_change = Some(RoleChange::Promoting);
                 self.want_change(Change::Promote { force }, Some(command));
                 true
@@ -334,6 +338,14 @@ impl Engine {
         if let Some(RoleChange::Demoting { step: Demotion::Flush { left }, .. }) = &mut self.role_change {
             *left -= 1;
         }
+    }
+
+    pub(crate) fn is_promoting(&self) -> bool {
+        matches!(self.role_change, Some(RoleChange::Promoting))
+    }
+
+    fn is_attaching(&self) -> bool {
+        self.volumes.values().any(|v| matches!(v.disk, DiskState::Attaching | DiskState::Negotiating))
     }
 
     fn all_settled(&self) -> bool {
@@ -453,6 +465,9 @@ impl Engine {
         if self.is_primary() {
             return self.refuse(id, refusal(-7, "SS_PRIMARY_NOP", "demote this node first"));
         }
+        if self.role_change.is_some() {
+            return self.refuse(id, busy());
+        }
         if volume.disk < DiskState::Outdated {
             return self.refuse(id, refusal(-16, "SS_LOWER_THAN_OUTDATED", "nothing to do: the data is worse already"));
         }
@@ -528,7 +543,7 @@ impl Engine {
     }
 }
 
-fn busy() -> Refusal {
+pub(crate) fn busy() -> Refusal {
     Refusal {
         code: -18,
         rule: "SS_IN_TRANSIENT_STATE",

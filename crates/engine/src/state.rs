@@ -247,6 +247,11 @@ impl Engine {
             OnIoError::Detach => self.disk_failed(number, what),
             OnIoError::PassOn => {
                 if self.volume(number).disk > DiskState::Inconsistent {
+                    // What this Primary goes on with elsewhere has to be what it showed (rule GE-7).
+                    if self.is_primary() {
+                        let shown = self.volume(number).current_uuid();
+                        self.volume_mut(number).exposed_uuid = shown;
+                    }
                     self.set_disk(number, DiskState::Inconsistent, what);
                 }
             }
@@ -332,6 +337,9 @@ impl Engine {
         use DiskState as D;
         let had_data = from >= D::Inconsistent && from != D::DUnknown;
         let lost = to < D::Inconsistent || to == D::DUnknown || to == D::Outdated;
+        if had_data && lost {
+            self.remember_unconfirmed(peer, number);
+        }
         if had_data && lost && self.is_primary() && self.peer(peer).is_connected() && self.has_data(number) {
             if to <= D::Failed {
                 self.begin_generation(number, "a peer's disk failed");

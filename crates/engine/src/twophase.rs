@@ -293,6 +293,11 @@ impl Engine {
             };
             return self.change_refused(own.wanted, refusal);
         }
+        // Since it was asked a disk may have failed, a peer may have gone.
+        if let Err(refusal) = self.check_own(change) {
+            self.tell_decision(&own, false, 0);
+            return self.change_refused(own.wanted, refusal);
+        }
         let no_data = change == Change::Promote { force: true } && !self.all_up_to_date();
         self.tell_decision(&own, true, if no_data { FLAG_NO_UP_TO_DATE_DATA } else { 0 });
         self.change_committed(own.wanted);

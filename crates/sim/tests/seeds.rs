@@ -1,6 +1,7 @@
 //! One seed, one trace; and the seeds that once found something.
 
-use sim::{run_seed, trace_seed};
+use sim::scenario::Scenario;
+use sim::{run_scenario, run_seed, trace_seed};
 
 /// Where the virtual cluster's story differs between two runs of one seed.
 #[test]
@@ -15,6 +16,20 @@ fn the_same_seed_gives_the_same_trace_to_the_byte() {
         // Telling the story must not change it.
         let silent = run_seed(seed);
         assert_eq!(silent.stats.events, first.stats.events, "seed {seed}");
+    }
+}
+
+/// Runs that found something, made small: these mean the same however the simulator draws.
+#[test]
+fn scenarios_that_found_something_find_it_no_more() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut files: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    for file in files {
+        let scenario = Scenario::parse(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        let (outcome, _) = run_scenario(&scenario, false);
+        assert_eq!(outcome.result, Ok(()), "{}, which had found: {}", file.display(), scenario.found);
     }
 }
 
