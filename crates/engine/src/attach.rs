@@ -50,6 +50,7 @@ impl Engine {
                 let volume = self.volume_mut(number);
                 volume.crashed_primary = backing.superblock.flags.contains(DeviceFlags::CRASHED_PRIMARY);
                 volume.backing = Some(backing);
+                volume.last_disk = None;
                 volume.command = Some(id);
                 for peer in self.peers.values_mut() {
                     peer.volumes.get_mut(&number).expect("every peer has every volume").reconnect = false;
@@ -203,6 +204,14 @@ impl Engine {
         self.abort_resyncs(number, "detach");
         let exposed = self.volume(number).current_uuid();
         self.volume_mut(number).exposed_uuid = exposed;
+        let left_behind = self.peers.values().any(|p| {
+            let device = &p.volumes[&number];
+            p.is_connected() && p.role == Role::Primary && device.disk == DiskState::UpToDate
+        });
+        if left_behind && !self.is_primary() && self.volume(number).disk == DiskState::UpToDate {
+            // The Primary goes on without this disk, and nobody can tell it later (rule GE-8).
+            self.set_disk_untold(number, DiskState::Outdated, "parted from a Primary");
+        }
         self.set_disk(number, DiskState::Detaching, "detach");
         let volume = self.volume_mut(number);
         volume.command = command;

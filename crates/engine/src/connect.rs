@@ -74,6 +74,18 @@ impl Engine {
             );
         }
         let entry_state = entry.connection;
+        if discard_my_data && entry.is_connected() {
+            // It would strike at some later handshake, when this node's data may be the only good one.
+            return self.refuse(
+                id,
+                Refusal {
+                    code: -125,
+                    rule: "ERR_NET_CONFIGURED",
+                    state: "connection:Connected".to_string(),
+                    next_step: "nothing is in conflict; to throw this node's data away use invalidate",
+                },
+            );
+        }
         entry.wanted = true;
         entry.discard_my_data = discard_my_data;
         if entry_state == ConnectionState::StandAlone {
@@ -627,7 +639,9 @@ impl Engine {
             let disk = word.disk().unwrap_or(DiskState::Diskless);
             self.set_peer_disk(peer, number, disk, "connected");
             self.agree_on_size(number);
-            self.device_mut(peer, number).reconnect |= decision.rule != Rule::NoDisk;
+            // A resync makes the two comparable only once both have each other's bits (`remember_compared`).
+            let settled = decision.strategy == Strategy::NoSync && decision.rule != Rule::NoDisk;
+            self.device_mut(peer, number).reconnect |= settled;
             if decision.rule != Rule::NoDisk {
                 let volume = self.volume_mut(number);
                 volume.may_be_equal = volume.may_be_equal.without(peer);

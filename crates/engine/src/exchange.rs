@@ -12,7 +12,7 @@ use crate::Engine;
 use crate::api::Event;
 use crate::handshake::{BitmapUse, Decision, Rule, Strategy};
 use crate::planted::{Bug, planted};
-use crate::volume::WIRE_BLOCK_BYTES;
+use crate::volume::{Lineage, WIRE_BLOCK_BYTES};
 
 /// A bitmap on its way to us.
 pub(crate) struct Exchange {
@@ -159,12 +159,16 @@ impl Engine {
     }
 
     /// What the metadata says of the disk; not better than Outdated if it is not the data that this Primary showed so
-    /// far (rule GE-7).
+    /// far (rule GE-7), or if this node has seen the data go on without it (rule GE-8).
     pub(crate) fn disk_state_by_metadata(&self, number: VolumeNumber) -> DiskState {
         let volume = self.volume(number);
         let state = volume.backing.as_ref().map_or(DiskState::Diskless, |b| b.disk_state_from_flags());
         let shown = volume.exposed_uuid;
-        let other = self.is_primary() && !shown.is_zero() && !volume.current_uuid().same(shown);
+        let other = match &volume.backing {
+            _ if shown.is_zero() => false,
+            Some(backing) if !self.is_primary() => !Lineage::of_disk(&backing.superblock).continues(shown),
+            _ => !volume.current_uuid().same(shown),
+        };
         if other { state.min(DiskState::Outdated) } else { state }
     }
 

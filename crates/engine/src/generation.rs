@@ -429,7 +429,18 @@ fn reconcile_bits(
 ) -> Decision {
     let comparable = me.current.same(peer.current) && !me.current.is_just_created();
     let is_good = |side: &Side<'_>| matches!(side.disk_by_metadata(), DiskState::UpToDate | DiskState::Consistent);
-    if decision.strategy != Strategy::NoSync || !comparable || !is_good(me) || !is_good(peer) || !peer_follows {
+    let is_whole = |side: &Side<'_>| is_good(side) || side.disk_by_metadata() == DiskState::Outdated;
+    if decision.strategy != Strategy::NoSync || !comparable || !is_whole(me) || !is_whole(peer) || !peer_follows {
+        return decision;
+    }
+    let bits = me.dirty_bits > 0 || peer.dirty_bits > 0;
+    if bits && is_good(me) != is_good(peer) {
+        // One is Outdated, by a resync that never began: it is made equal, not declared so.
+        let own = BitmapUse::Own;
+        let strategy = if is_good(me) { Strategy::Source(own) } else { Strategy::Target(own) };
+        return Decision { strategy, rule: Rule::BitsAtEqualGenerations };
+    }
+    if !is_good(me) || !is_good(peer) {
         return decision;
     }
     let knows = |side: &Side<'_>| side.dirty_bits > 0 && side.flags & uuid_flag::RECONNECT != 0;

@@ -81,13 +81,6 @@ impl Leg {
             Want::Disk => matches!(self.state, LegState::Sent | LegState::Received),
         }
     }
-    fn succeeded(&self) -> bool {
-        match self.state {
-            LegState::Received | LegState::Written | LegState::Stable => true,
-            LegState::Sent => self.want == Want::Nothing,
-            LegState::Marked | LegState::Failed | LegState::Lost => false,
-        }
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -320,10 +313,14 @@ impl Engine {
             Ok(()) => Local::Ok,
             Err(error) => Local::Failed(error),
         };
-        let discard = write.op == BlockOp::Discard;
+        let (discard, range) = (write.op == BlockOp::Discard, write.range);
         // A failed discard leaves bits behind, it does not condemn the disk.
         if result.is_err() && !discard {
             self.local_io_failed(number, "write failed");
+        }
+        if result.is_err() {
+            // At once: a disk that stays in use is not read here any more.
+            self.mark_all_but(number, NodeSet::EMPTY, range);
         }
         self.touch_write(key);
     }
@@ -408,17 +405,27 @@ impl Engine {
         Some(count)
     }
 
-    /// The peer's disk is gone with what it may have had in its cache, and a later answer to a barrier says nothing of
-    /// that.
-    pub(crate) fn remember_unconfirmed(&mut self, peer: NodeId, number: VolumeNumber) {
-        let left = |write: &Write| {
-            let unstable = write.legs.iter().any(|leg| leg.peer == peer && !leg.is_settled());
-            write.volume == number && write.completed && unstable
-        };
-        if self.transfer_log.iter().filter_map(|key| self.writes.get(*key)).any(left) {
+    /// The peer's disk is gone with what it may have had in its cache: a later answer to a barrier says nothing of that.
+    pub(crate) fn legs_lost_with_disk(&mut self, peer: NodeId, number: VolumeNumber) {
+        let (mut bytes, mut unconfirmed, mut pending) = (0, false, 0);
+        for key in &self.transfer_log {
+            let write = self.writes.get_mut(*key).expect("the transfer log names writes that exist");
+            let legs = write.legs.iter_mut().filter(|leg| leg.peer == peer && leg.is_waiting());
+            for leg in legs.filter(|_| write.volume == number) {
+                pending += u64::from(leg.state == LegState::Sent);
+                bytes += if matches!(write.op, BlockOp::Write { .. }) { write.range.len() } else { 0 };
+                unconfirmed |= write.completed;
+                leg.state = LegState::Failed;
+            }
+        }
+        self.less_unstable(peer, bytes);
+        let device = self.device_mut(peer, number);
+        device.pending = device.pending.saturating_sub(pending);
+        if unconfirmed {
             let volume = self.volume_mut(number);
             volume.unconfirmed_at = volume.unconfirmed_at.with(peer);
         }
+        self.check_all_writes();
     }
 
     /// The link to `peer` is gone: nothing more will be heard of these legs. Returns the volumes that had any.
@@ -506,25 +513,54 @@ impl Engine {
         if !whole && !self.volume(number).generation_unconfirmed.is_empty() {
             return;
         }
-        let remote = write.legs.iter().any(Leg::succeeded);
-        // A sync target's disk alone is no copy: the resync will overwrite it with what the source has (rule PR-2).
-        let good = self.volume(number).disk == DiskState::UpToDate;
-        let result = match write.local {
-            Local::Ok if good || planted(Bug::WriteMadeUpToDate) => Ok(()),
-            _ if remote => Ok(()),
-            Local::Ok => Err(IoError::Io),
-            Local::Failed(error) => Err(error),
-            Local::None | Local::Pending => Err(IoError::Io),
+        let result = match self.fate(write) {
+            Some(result) => result,
+            None => return self.close_epoch_of(write.epoch),
         };
         let (request, epoch) = (write.request, write.epoch);
         self.writes.get_mut(key).expect("looked at it just now").completed = true;
         self.emit(Effect::Complete { request, result });
         self.give_range_back(number, RangeOwner::Application(key));
         // What comes after this completion may depend on it: it belongs to a later epoch.
+        self.close_epoch_of(epoch);
+        self.volume_mut(number).pump = true;
+    }
+
+    /// Rule PR-2: a write succeeds only where it is on a disk that is UpToDate now, the own one or a peer's; a sync target's
+    /// alone is no copy, the resync will overwrite it. `None`: a peer still owes the answer that counts.
+    fn fate(&self, write: &Write) -> Option<Result<(), IoError>> {
+        let number = write.volume;
+        let good = self.volume(number).disk == DiskState::UpToDate || planted(Bug::WriteMadeUpToDate);
+        if write.local == Local::Ok && good {
+            return Some(Ok(()));
+        }
+        if let (Local::Failed(error), true) = (write.local, good) {
+            // A discard that failed: the disk goes on, with other content than the peers.
+            return Some(Err(error));
+        }
+        let is_copy = |leg: &&Leg| {
+            let peer = self.peer(leg.peer);
+            peer.link_id() == Some(leg.link) && peer.volumes[&number].disk == DiskState::UpToDate
+        };
+        let copies = || write.legs.iter().filter(is_copy);
+        if copies().any(|leg| matches!(leg.state, LegState::Written | LegState::Stable)) {
+            return Some(Ok(()));
+        }
+        // It was sent without asking for more than a receipt, while this node had a disk.
+        if copies().any(|leg| leg.is_waiting()) {
+            return None;
+        }
+        Some(Err(match write.local {
+            Local::Failed(error) => error,
+            Local::Ok | Local::None | Local::Pending => IoError::Io,
+        }))
+    }
+
+    /// The peers acknowledge an epoch once it is closed.
+    fn close_epoch_of(&mut self, epoch: u64) {
         if epoch == self.epoch {
             self.close_epoch();
         }
-        self.volume_mut(number).pump = true;
     }
 
     /// Rule BM-1: decides the bits of a write that left the transfer log, then frees its extents in the log.

@@ -14,6 +14,7 @@ use crate::generation::PROMOTED;
 use crate::planted::{Bug, planted};
 use crate::state::Deferred;
 use crate::twophase::Change;
+use crate::volume::Lineage;
 use crate::{Engine, IoKind};
 
 /// A change of role under way.
@@ -113,8 +114,33 @@ impl Engine {
                 };
                 return Err(Refusal { code: -2, rule: "SS_NO_UP_TO_DATE_DISK", state, next_step });
             }
+            if !force {
+                self.check_lineage(*number)?;
+            }
         }
         Ok(())
+    }
+
+    /// Rule GE-8: what a peer serves in place of this node's lost disk is no older than that was.
+    fn check_lineage(&self, number: VolumeNumber) -> Result<(), Refusal> {
+        let volume = self.volume(number);
+        let Some(last) = volume.last_disk.as_ref().filter(|_| volume.disk != DiskState::UpToDate) else {
+            return Ok(());
+        };
+        let continues = |uuids: &wire::message::Uuids| Lineage::of_peer(uuids).continues(last.current);
+        let peer = self.up_to_date_peer(number).map(|peer| &self.peer(peer).volumes[&number]);
+        if peer.is_none_or(|device| device.uuids.as_ref().is_none_or(continues)) {
+            return Ok(());
+        }
+        Err(Refusal {
+            code: -2,
+            rule: "SS_NO_UP_TO_DATE_DISK",
+            state: format!(
+                "volume {number}: this node's disk had generation {}, the peers' data is older",
+                last.current
+            ),
+            next_step: "attach the disk again; or take the older data as it is with promote --force",
+        })
     }
 
     fn check_detach(&self, number: VolumeNumber) -> Result<(), Refusal> {
@@ -494,6 +520,11 @@ impl Engine {
             let state = format!("disk:{} current:{}", volume.disk, volume.current_uuid());
             let next_step = "disconnect all peers first; with peers connected it works only on fresh metadata";
             return self.refuse(id, Refusal { code: -151, rule: "ERR_CONNECTED", state, next_step });
+        }
+        if clear_bitmap && !fresh && volume.disk != DiskState::UpToDate {
+            let state = format!("disk:{}", volume.disk);
+            let next_step = "clear the bitmap only of the copy that the others were made from";
+            return self.refuse(id, Refusal { code: -2, rule: "SS_NO_UP_TO_DATE_DISK", state, next_step });
         }
         let current = self.random_uuid();
         let backing = self.volume_mut(number).backing.as_mut().expect("looked at it above");

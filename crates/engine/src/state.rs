@@ -11,9 +11,10 @@ use wire::message::StateWord;
 use wire::state_word::flag;
 
 use crate::Engine;
-use crate::api::{CommandId, Event, OnIoError};
+use crate::api::{CommandId, Event, OnIoError, Refusal};
 use crate::connect::Phase;
 use crate::planted::{Bug, planted};
+use crate::volume::Lineage;
 
 /// What waits until a volume's superblock is on disk.
 pub(crate) enum Deferred {
@@ -266,6 +267,10 @@ impl Engine {
             return;
         }
         volume.exposed_uuid = volume.current_uuid();
+        let attaching = volume.disk == DiskState::Attaching;
+        if let Some(id) = volume.command.take_if(|_| attaching) {
+            self.refuse(id, disk_error(number, what));
+        }
         self.set_disk(number, DiskState::Failed, what);
         self.drop_backing(number);
         if self.is_primary() && self.has_data(number) {
@@ -284,11 +289,20 @@ impl Engine {
             self.peer_writes.get_mut(key).expect("listed just now").in_log = false;
         }
         let volume = self.volume_mut(number);
-        volume.backing = None;
+        if let Some(backing) = volume.backing.take() {
+            volume.last_disk = Some(Lineage::of_disk(&backing.superblock));
+        }
         let pending: Vec<_> = volume.log_pending.drain(..).map(|(_, writer)| writer).collect();
         volume.ready.extend(pending);
         volume.pump = true;
-        self.deferred.retain(|(v, _, _)| *v != number);
+        let dropped = core::mem::take(&mut self.deferred);
+        for (owner, version, action) in dropped {
+            match action {
+                action if owner != number => self.deferred.push((owner, version, action)),
+                Deferred::Reply { id } => self.refuse(id, disk_error(number, "the disk is gone")),
+                _ => {}
+            }
+        }
         self.check_all_writes();
     }
 
@@ -338,7 +352,7 @@ impl Engine {
         let had_data = from >= D::Inconsistent && from != D::DUnknown;
         let lost = to < D::Inconsistent || to == D::DUnknown || to == D::Outdated;
         if had_data && lost {
-            self.remember_unconfirmed(peer, number);
+            self.legs_lost_with_disk(peer, number);
         }
         if had_data && lost && self.is_primary() && self.peer(peer).is_connected() && self.has_data(number) {
             if to <= D::Failed {
@@ -353,5 +367,14 @@ impl Engine {
         if to <= D::Failed {
             self.abort_resync(peer, number, "the peer has no disk");
         }
+    }
+}
+
+fn disk_error(number: VolumeNumber, what: &str) -> Refusal {
+    Refusal {
+        code: -118,
+        rule: "ERR_IO_MD_DISK",
+        state: alloc::format!("volume {number}: {what}"),
+        next_step: "see the kernel's log for the backing device; attach it again when it works",
     }
 }

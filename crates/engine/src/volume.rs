@@ -14,6 +14,8 @@ use types::{
     BlockLimits, BlockOp, ByteRange, DiskState, NodeId, NodeSet, PayloadId, RequestId, Slot, Time, Uuid, VolumeNumber,
 };
 
+use wire::message::Uuids;
+
 use crate::activity::ActivityLog;
 use crate::api::{CommandId, VolumeConfig};
 use crate::attach::Detach;
@@ -62,6 +64,8 @@ pub(crate) struct Volume {
     pub exposed_bytes: u64,
     /// Generation of the data that a diskless node shows.
     pub exposed_uuid: Uuid,
+    /// What the disk was that went, failed or detached: nothing older takes its place unasked (rule GE-8).
+    pub last_disk: Option<Lineage>,
     /// A new generation has to begin before the next write is let in; why.
     pub generation_due: Option<&'static str>,
     /// Targets whose link died before they could say whether they had finished: they may have the current generation.
@@ -123,6 +127,29 @@ pub(crate) struct Backing {
     pub writer: MetaWriter,
 }
 
+/// The generations that some data has gone through.
+#[derive(Clone, Debug)]
+pub(crate) struct Lineage {
+    pub current: Uuid,
+    older: Vec<Uuid>,
+}
+
+impl Lineage {
+    pub fn of_disk(superblock: &Superblock) -> Lineage {
+        let slots = superblock.peers.iter().map(|record| record.bitmap_uuid);
+        Lineage { current: superblock.current_uuid, older: slots.chain(superblock.history).collect() }
+    }
+    pub fn of_peer(uuids: &Uuids) -> Lineage {
+        let older = uuids.bitmap.iter().chain(&uuids.history).copied().collect();
+        Lineage { current: uuids.current, older }
+    }
+    /// All that `generation` ever was is part of it.
+    pub fn continues(&self, generation: Uuid) -> bool {
+        let real = !generation.is_zero() && !generation.is_just_created();
+        !real || self.current.same(generation) || self.older.iter().any(|older| older.same(generation))
+    }
+}
+
 impl Volume {
     pub fn new(number: VolumeNumber, config: VolumeConfig) -> Volume {
         Volume {
@@ -132,6 +159,7 @@ impl Volume {
             backing: None,
             exposed_bytes: 0,
             exposed_uuid: Uuid::ZERO,
+            last_disk: None,
             generation_due: None,
             may_be_equal: NodeSet::EMPTY,
             generation_unconfirmed: NodeSet::EMPTY,

@@ -6,6 +6,7 @@ use engine::Command;
 use serde::{Deserialize, Serialize};
 use types::{BlockOp, ByteRange, NodeId, VolumeNumber};
 
+use crate::node::Node;
 use crate::world::World;
 
 /// Times are virtual nanoseconds.
@@ -226,7 +227,8 @@ impl World {
     }
 
     fn order(&mut self, node: NodeId, order: Order) {
-        if !self.node(node).is_running() || self.node(node).stopping {
+        let listens = |node: &Node| node.is_running() && !node.stopping && !node.is_frozen;
+        if !listens(self.node(node)) {
             return;
         }
         self.excuse(node, order);
