@@ -2,7 +2,7 @@
 //! the others; the end lists what failed with its log, and what was not tested with the reason.
 
 use crate::{packages, workspace};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,18 +16,18 @@ pub struct Args {
     /// Leave out the virtual machines
     #[arg(long)]
     skip_vm: bool,
-    /// How long the simulator looks for new seeds, seconds
-    #[arg(long, default_value_t = 0)]
+    /// How long the simulator runs seeds that no run had before, seconds
+    #[arg(long, default_value_t = 300)]
     sim_seconds: u64,
-    /// Seeds that have to be done, however long it takes
-    #[arg(long, default_value_t = 2000)]
-    sim_seeds_min: u64,
+    /// Seeds that every run does, from 0 on
+    #[arg(long, default_value_t = 500)]
+    sim_seeds: u64,
 }
 
 /// Far above what a layer takes on two cores: only what hangs gets there.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
-/// Seeds of one call of the simulator.
-const SEEDS_AT_ONCE: u64 = 500;
+/// Fresh seeds of one call of the simulator.
+const SEEDS_AT_ONCE: u64 = 100;
 /// How the simulator begins the line of a seed that `regressions.txt` lists as open.
 const OPEN_SEED: &str = "KNOWN AND OPEN";
 const SEEDS_FAST: u64 = 50;
@@ -56,7 +56,7 @@ pub fn main(args: Args) -> Result<()> {
         "unit tests",
         &["test", "--workspace", "--exclude", "e2e", "--exclude", "sim", "--no-fail-fast", "--", "--show-output"],
     );
-    let (seconds, seeds) = if args.fast { (0, SEEDS_FAST) } else { (args.sim_seconds, args.sim_seeds_min) };
+    let (seconds, seeds) = if args.fast { (0, SEEDS_FAST) } else { (args.sim_seconds, args.sim_seeds) };
     run.layer("simulator", |log| simulate(log, Duration::from_secs(seconds), seeds));
     if !args.fast {
         run.layer("planted bugs", find_planted);
@@ -182,25 +182,40 @@ fn counted(log: &Path) -> String {
     }
 }
 
-/// Fresh seeds in each run would make a failure come and go: the seeds are the same until the budget lets more in.
-fn simulate(log: &Path, budget: Duration, seeds_min: u64) -> Result<String> {
+/// The same seeds always, then seeds that this commit is the first to run: fresh with every commit, and the same for
+/// everybody who looks at it, so that what fails here fails there.
+fn simulate(log: &Path, budget: Duration, seeds: u64) -> Result<String> {
     let build = ["build", "--release", "--quiet", "-p", "sim"];
     workspace::run_logged(workspace::cargo().args(build), log, LIMIT)?;
-    // Its own tests replay seeds: built for speed, not with the other unit tests.
+    // Its own tests replay scenarios: built for speed, not with the other unit tests.
     workspace::run_logged(workspace::cargo().args(["test", "--release", "--quiet", "-p", "sim"]), log, LIMIT)?;
-    let (start, mut done, mut open) = (Instant::now(), 0, String::new());
-    while done < seeds_min || start.elapsed() < budget {
-        let count = seeds_min.clamp(1, SEEDS_AT_ONCE);
-        let mut sim = Command::new(workspace::target().join("release/sim"));
-        sim.args(["--seeds", &count.to_string(), "--from", &done.to_string()]);
-        workspace::run_logged(&mut sim, log, LIMIT)?;
-        // The next run overwrites the log: what is known and open must reach the summary.
-        let printed = fs::read_to_string(log)?;
-        printed.lines().filter(|line| line.contains(OPEN_SEED)).for_each(|line| open += &format!("{line}\n"));
-        done += count;
+    let mut open = run_seeds(log, 0, seeds)?;
+    let first = seeds_of_commit()?;
+    let (start, mut fresh) = (Instant::now(), 0);
+    while start.elapsed() < budget {
+        open += &run_seeds(log, first + fresh, SEEDS_AT_ONCE)?;
+        fresh += SEEDS_AT_ONCE;
     }
     fs::write(log, open)?;
-    Ok(format!(", {done} seeds"))
+    Ok(format!(", {seeds} seeds, {fresh} fresh ones from {first}"))
+}
+
+/// Returns what is known and open: the next run overwrites the log, and it must reach the summary.
+fn run_seeds(log: &Path, from: u64, count: u64) -> Result<String> {
+    let mut sim = Command::new(workspace::target().join("release/sim"));
+    sim.args(["--seeds", &count.to_string(), "--from", &from.to_string()]);
+    workspace::run_logged(&mut sim, log, LIMIT)?;
+    let printed = fs::read_to_string(log)?;
+    Ok(printed.lines().filter(|line| line.contains(OPEN_SEED)).map(|line| format!("{line}\n")).collect())
+}
+
+/// Where the fresh seeds of the checked-out commit begin: 40 bits of its name.
+fn seeds_of_commit() -> Result<u64> {
+    let root = workspace::root();
+    let root = root.to_str().context("the checkout's path is text")?;
+    let name = workspace::output("git", ["-C", root, "rev-parse", "HEAD"])?;
+    let head = name.get(..10).context("git rev-parse HEAD says no commit")?;
+    Ok(u64::from_str_radix(head, 16)?)
 }
 
 /// Does the simulator find bugs that are known to be there? In a directory of its own: the feature changes the engine.

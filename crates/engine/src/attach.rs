@@ -93,6 +93,8 @@ impl Engine {
         let bits = superblock.last_agreed_bytes.div_ceil(u64::from(superblock.bitmap_block_bytes));
         let mut bitmap = Bitmap::from_image(superblock.max_peers, superblock.bitmap_block_bytes, bits, bitmap);
         let indicator = superblock.flags.contains(DeviceFlags::PRIMARY_INDICATOR);
+        let has_bits = |node: &NodeId| superblock.peers[node.index()].slot.is_some_and(|slot| bitmap.count(slot) > 0);
+        let tracked = NodeId::all().filter(has_bits).collect();
         let recovery = activity_log::recover(
             &al_blocks,
             superblock.al_stripes,
@@ -115,6 +117,7 @@ impl Engine {
         let extents = u32::from(volume.config.al_extents).min(al_extents_max(layout.al_blocks)) as u16;
         superblock.al_slots = u32::from(extents);
         Ok(Backing {
+            tracked,
             superblock,
             bitmap,
             log: ActivityLog::new(extents, layout.al_blocks, 0),
@@ -202,8 +205,7 @@ impl Engine {
 
     pub(crate) fn detach_committed(&mut self, number: VolumeNumber, command: Option<CommandId>) {
         self.abort_resyncs(number, "detach");
-        let exposed = self.volume(number).current_uuid();
-        self.volume_mut(number).exposed_uuid = exposed;
+        self.show_generation_without_disk(number);
         let left_behind = self.peers.values().any(|p| {
             let device = &p.volumes[&number];
             p.is_connected() && p.role == Role::Primary && device.disk == DiskState::UpToDate

@@ -137,7 +137,8 @@ impl Engine {
     fn drop_bits_of_equal(&mut self, peer: NodeId, number: VolumeNumber) {
         let device = &self.peer(peer).volumes[&number];
         let theirs = device.uuids.as_ref().map_or(0, |u| u.dirty_bits);
-        let survived = device.uuids_sent.as_ref().is_some_and(|u| u.flags & uuid_flag::RECONNECT != 0);
+        let survived = device.uuids_sent.as_ref().is_some_and(|u| u.flags & uuid_flag::RECONNECT != 0)
+            || self.volume(number).backing.as_ref().is_some_and(|b| b.tracked.contains(peer));
         let mine = self.volume(number).bits_towards(peer);
         if mine > 0 && (survived || theirs > 0) && !planted(Bug::BitsOfCrashDropped) {
             return self.warn(alloc::format!(

@@ -230,6 +230,8 @@ impl Engine {
         set(&mut flags, volume.crashed_primary, uuid_flag::CRASHED_PRIMARY);
         set(&mut flags, !backing.superblock.flags.contains(DeviceFlags::CONSISTENT), uuid_flag::INCONSISTENT);
         set(&mut flags, device.reconnect, uuid_flag::RECONNECT);
+        let tracked = backing.tracked.contains(peer) && self.peer(peer).is_replicad();
+        set(&mut flags, tracked, uuid_flag::TRACKED_BITS);
         let primaries: NodeSet = self.peers.values().filter(|p| p.role == Role::Primary).map(|p| p.id).collect();
         let stable = self.is_primary() || primaries.is_empty();
         set(&mut flags, stable, uuid_flag::STABLE);
@@ -419,6 +421,7 @@ impl Engine {
 
 /// Equal generations, no reason to sync, but a side that never stopped has bits: it knows of blocks that the other
 /// lacks, whatever the generations say (rule BM-3). It is the source; of two such sides the Primary, then the lower id.
+/// Bits that a side has from before it stopped only say that the two differ: the same order decides.
 /// Both sides see both counts, so they agree. A kernel peer would not follow: there the bits just stay.
 fn reconcile_bits(
     decision: Decision,
@@ -444,6 +447,7 @@ fn reconcile_bits(
         return decision;
     }
     let knows = |side: &Side<'_>| side.dirty_bits > 0 && side.flags & uuid_flag::RECONNECT != 0;
+    let tracked = |side: &Side<'_>| side.dirty_bits > 0 && side.flags & uuid_flag::TRACKED_BITS != 0;
     // A Secondary that a Primary feeds has what the other one may have missed; two such learn it from the Primary.
     let fed = |side: &Side<'_>| side.flags & uuid_flag::STABLE == 0;
     if fed(me) || fed(peer) {
@@ -459,6 +463,7 @@ fn reconcile_bits(
         _ => link.me < link.peer,
     };
     let source = match (knows(me), knows(peer)) {
+        (false, false) if tracked(me) || tracked(peer) => first,
         (false, false) => return decision,
         (true, false) => true,
         (false, true) => false,

@@ -266,9 +266,10 @@ impl Engine {
         if volume.backing.is_none() || volume.disk == DiskState::Failed {
             return;
         }
-        volume.exposed_uuid = volume.current_uuid();
         let attaching = volume.disk == DiskState::Attaching;
-        if let Some(id) = volume.command.take_if(|_| attaching) {
+        let command = volume.command.take_if(|_| attaching);
+        self.show_generation_without_disk(number);
+        if let Some(id) = command {
             self.refuse(id, disk_error(number, what));
         }
         self.set_disk(number, DiskState::Failed, what);
@@ -277,6 +278,18 @@ impl Engine {
             // What is in flight lands on the peers only: they count from here before it completes.
             self.begin_generation(number, "the disk failed");
         }
+    }
+
+    /// The disk goes: the data that this node shows is what it was on it, if that was good, or what the peers serve. A disk
+    /// that was never in use changes nothing (rule GE-7).
+    pub(crate) fn show_generation_without_disk(&mut self, number: VolumeNumber) {
+        let volume = self.volume(number);
+        let shown = match (volume.disk, self.up_to_date_peer(number)) {
+            (DiskState::UpToDate, _) => volume.current_uuid(),
+            (_, Some(peer)) => self.peer(peer).volumes[&number].current_uuid,
+            _ => return,
+        };
+        self.volume_mut(number).exposed_uuid = shown;
     }
 
     /// Takes the disk out of use. What waits for its metadata goes on without it or fails.

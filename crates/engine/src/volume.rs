@@ -115,6 +115,9 @@ pub(crate) struct Counters {
 }
 
 pub(crate) struct Backing {
+    /// Nodes towards which bits were on disk at the attach, before the activity log was applied: these tell of real
+    /// differences, and equal generations do not disprove them (rule BM-3).
+    pub tracked: NodeSet,
     pub superblock: Superblock,
     pub layout: Layout,
     pub bitmap: Bitmap,
@@ -299,6 +302,7 @@ impl Backing {
         let record = &mut self.superblock.peers[node.index()];
         let old = core::mem::replace(&mut record.bitmap_uuid, Uuid::ZERO);
         record.bitmap_dagtag = 0;
+        self.tracked = self.tracked.without(node);
         if let Some(slot) = record.slot {
             self.bitmap.clear_all(slot);
         }

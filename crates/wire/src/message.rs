@@ -177,6 +177,9 @@ pub mod uuid_flag {
     pub const PRIMARY_LOST_QUORUM: u64 = 1024;
     pub const SYNC_TARGET: u64 = 2048;
     pub const HAS_UNALLOC: u64 = 4096;
+    /// Not DRBD's, only said to a replicad peer: the bits towards it were on disk before this node's last crash or
+    /// detach, the activity log did not bring them.
+    pub const TRACKED_BITS: u64 = 1 << 40;
 }
 
 /// The 32-bit state word of STATE and of two-phase masks and values. Decoding of single fields: `state_word`.
