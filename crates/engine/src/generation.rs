@@ -60,12 +60,12 @@ impl Engine {
     }
 
     /// Rule GE-7: a promotion while some node is away begins a generation of its own even if that node's bits count
-    /// from an older one: it may be a Primary that still shows the present one.
+    /// from an older one, or it has no disk: it may be a Primary that still shows the present one.
     fn replace_current_of_absent(&mut self, number: VolumeNumber) -> bool {
         let absent = self.peers.values().filter(|p| !p.is_connected()).map(|p| p.id).collect::<NodeSet>();
         let fresh = self.random_uuid();
         let Some(backing) = &mut self.volume_mut(number).backing else { return false };
-        if !absent.iter().any(|node| backing.superblock.peers[node.index()].slot.is_some()) {
+        if absent.is_empty() {
             return false;
         }
         let old = core::mem::replace(&mut backing.superblock.current_uuid, fresh);

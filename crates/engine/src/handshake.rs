@@ -190,6 +190,11 @@ impl Side<'_> {
         })
     }
 
+    /// Generations that this side has left behind, the one that its bits towards the other count from among them.
+    fn passed(&self) -> impl Iterator<Item = Uuid> + '_ {
+        self.history.iter().copied().chain([self.bitmap_for_other])
+    }
+
     fn remembers(&self, generation: Uuid) -> bool {
         self.history.iter().any(|old| names(*old, generation))
     }
@@ -264,7 +269,8 @@ fn compare_different(me: &Side<'_>, peer: &Side<'_>, link: Link) -> (Verdict, Ru
     if names(me.bitmap_for_other, peer.bitmap_for_other) {
         return (Verdict::SplitBrain { auto: true }, Rule::BitmapBoth);
     }
-    if me.history.iter().any(|old| is_set(*old) && peer.remembers(*old)) {
+    // DRBD looks at histories only. One end may still hold in its slot for the other what that one has behind it.
+    if me.passed().any(|old| peer.passed().any(|other| names(old, other))) {
         return (Verdict::SplitBrain { auto: false }, Rule::HistoryBoth);
     }
     (Verdict::Unrelated, Rule::NoCommonGeneration)

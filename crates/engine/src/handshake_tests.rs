@@ -112,6 +112,7 @@ fn different_generations() {
     row(history(side(C), &[B, A]), side(A), L(), Source(SetAll), "history-self");
     row(slot(side(B), A), slot(side(C), A), L(), SplitBrain { auto: true }, "bitmap-both");
     row(history(side(B), &[A]), history(side(C), &[A]), L(), SplitBrain { auto: false }, "history-both");
+    row(slot(side(B), A), history(side(C), &[A]), L(), SplitBrain { auto: false }, "history-both");
     row(side(A), side(B), L(), Unrelated, "unrelated-data");
 }
 

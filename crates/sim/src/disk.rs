@@ -14,7 +14,8 @@
 //! - Discard and write-zeroes write the stamp 0.
 //! - I/O errors: an operation may be told to fail ([`Disk::fail`]); any part of a failed write is applied, nothing of it is
 //!   durable.
-//! - Not modelled: bits that rot, a disk that lies about a flush, reads that tear.
+//! - A disk may be told to lie: a flush makes nothing durable.
+//! - Not modelled: bits that rot, reads that tear.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -125,6 +126,8 @@ pub struct Disk {
     meta_device_bytes: u64,
     superblock_at: u64,
     volatile_cache: bool,
+    /// A flush does nothing.
+    pub lies: bool,
     data: Store<Stamp>,
     meta: Store<Page>,
     completions: u64,
@@ -148,6 +151,7 @@ impl Disk {
             meta_device_bytes: device_bytes,
             superblock_at: superblock_offset(placement, device_bytes).expect("computed a layout"),
             volatile_cache,
+            lies: false,
             data: Store::new(),
             meta: Store::new(),
             completions: 0,
@@ -422,6 +426,9 @@ impl Disk {
     }
 
     fn flush_data(&mut self, number: u64) {
+        if self.lies {
+            return;
+        }
         self.data.flush(number);
         if self.placement == Placement::Internal {
             self.meta.flush(number);

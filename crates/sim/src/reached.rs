@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use engine::handshake::Rule;
-use engine::{Event, Refusal};
+use engine::{DiskOp, Effect, Event, Refusal};
 use types::{ConnectionState, DiskState, ReplicationState};
 use wire::packet::PacketInfo;
 
@@ -15,9 +15,14 @@ use crate::action::{ORDERS, Order};
 pub struct Reached {
     pub points: BTreeMap<String, u64>,
     packets: BTreeMap<u16, u64>,
+    effects: BTreeMap<&'static str, u64>,
 }
 
 impl Reached {
+    pub fn effect(&mut self, effect: &Effect) {
+        *self.effects.entry(name_of(effect)).or_default() += 1;
+    }
+
     fn count(&mut self, point: String) {
         *self.points.entry(point).or_default() += 1;
     }
@@ -64,6 +69,9 @@ impl Reached {
         for (packet, count) in &other.packets {
             *self.packets.entry(*packet).or_default() += count;
         }
+        for (effect, count) in &other.effects {
+            *self.effects.entry(effect).or_default() += count;
+        }
     }
 
     /// Everything with its count, and what could be and never was.
@@ -71,6 +79,9 @@ impl Reached {
         let mut text = String::new();
         for (point, count) in &self.points {
             text += &format!("    {count:>10}  {point}\n");
+        }
+        for (effect, count) in &self.effects {
+            text += &format!("    {count:>10}  effect {effect}\n");
         }
         for info in PacketInfo::all() {
             if let Some(count) = self.packets.get(&info.packet.number()) {
@@ -101,6 +112,7 @@ impl Reached {
         let replications: Vec<String> = replications.filter(|r| !to("replication", r.clone())).collect();
         let packets = PacketInfo::all().iter().filter(|info| !self.packets.contains_key(&info.packet.number()));
         let packets: Vec<&str> = packets.map(|info| info.name).collect();
+        let effects: Vec<&str> = EFFECTS.into_iter().filter(|name| !self.effects.contains_key(name)).collect();
         let mut text = String::from("never reached:\n");
         for (what, names) in [
             ("handshake rules", rules.iter().map(ToString::to_string).collect::<Vec<_>>()),
@@ -108,6 +120,7 @@ impl Reached {
             ("disk states", disks),
             ("connection states", connections),
             ("replication states", replications),
+            ("effects", effects.iter().map(ToString::to_string).collect()),
             ("packets", packets.iter().map(ToString::to_string).collect()),
         ] {
             text += &format!("    {what}: {}\n", if names.is_empty() { "none".into() } else { names.join(", ") });
@@ -115,3 +128,54 @@ impl Reached {
         text
     }
 }
+
+/// Every effect of the engine: a new one does not compile until it is named here.
+fn name_of(effect: &Effect) -> &'static str {
+    match effect {
+        Effect::Reply { .. } => "reply",
+        Effect::Complete { result: Ok(()), .. } => "complete",
+        Effect::Complete { result: Err(_), .. } => "complete with an error",
+        Effect::Release { .. } => "release",
+        Effect::Copy { .. } => "copy",
+        Effect::Disk { op, .. } => match op {
+            DiskOp::Read { .. } => "disk read",
+            DiskOp::ReadInto { .. } => "disk read into",
+            DiskOp::Write { .. } => "disk write",
+            DiskOp::Flush => "disk flush",
+            DiskOp::Discard { .. } => "disk discard",
+            DiskOp::WriteZeroes { .. } => "disk write zeroes",
+            DiskOp::MetaWrite { .. } => "metadata write",
+        },
+        Effect::Send { .. } => "send",
+        Effect::LinkContext { .. } => "link context",
+        Effect::Connect { .. } => "connect",
+        Effect::StopConnecting { .. } => "stop connecting",
+        Effect::CloseLink { .. } => "close link",
+        Effect::Device { .. } => "device",
+        Effect::CloseDisk { .. } => "close disk",
+        Effect::Event(_) => "event",
+    }
+}
+
+const EFFECTS: [&str; 20] = [
+    "reply",
+    "complete",
+    "complete with an error",
+    "release",
+    "copy",
+    "disk read",
+    "disk read into",
+    "disk write",
+    "disk flush",
+    "disk discard",
+    "disk write zeroes",
+    "metadata write",
+    "send",
+    "link context",
+    "connect",
+    "stop connecting",
+    "close link",
+    "device",
+    "close disk",
+    "event",
+];

@@ -67,6 +67,7 @@ impl World {
         let peers: Vec<NodeId> = self.diskful().into_iter().filter(|p| *p != me).collect();
         let slots = (peers.len() as u8).max(1) + o.spare_slots;
         let mut disk = Disk::create(o.volume_bytes, o.external_metadata, o.volatile_cache, slots);
+        disk.lies = o.lying_disks;
         if let Some(current) = in_sync {
             let bytes = disk.data_bytes;
             disk.make_in_sync(me, &peers, current, bytes);

@@ -82,6 +82,8 @@ pub struct Options {
     pub nodes: u8,
     /// The last so many nodes have no disk.
     pub diskless: u8,
+    /// Disks that say a flush is done and have done nothing. Never drawn: no promise holds on such a disk.
+    pub lying_disks: bool,
     pub volumes: u16,
     pub volume_bytes: u64,
     pub al_extents: u16,
@@ -159,7 +161,8 @@ impl Options {
         let mut options = Options {
             leaning,
             nodes: 2,
-            diskless: 0,
+            diskless: u8::from(rng.chance(80)),
+            lying_disks: false,
             volumes: if rng.chance(200) { 2 } else { 1 },
             volume_bytes: if rng.chance(250) { 400 << 20 } else { rng.pick(&[8u64, 16, 33, 64]) << 20 },
             al_extents: if rng.chance(800) { 67 } else { 1237 },
@@ -281,6 +284,7 @@ impl Options {
             leaning: Leaning::Anything,
             nodes: 2,
             diskless: 0,
+            lying_disks: false,
             volumes: 1,
             volume_bytes: 8 << 20,
             al_extents: 67,

@@ -393,6 +393,7 @@ impl World {
         let mut releases = Vec::new();
         let mut later = Vec::new();
         for effect in effects.drain(..) {
+            self.reached.effect(&effect);
             match effect {
                 Effect::Release { payload } => releases.push(payload),
                 Effect::Event(event) => later.push(event),

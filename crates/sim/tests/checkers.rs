@@ -161,3 +161,15 @@ fn a_buffer_that_is_kept_back() {
     world.node_mut(node(0)).lend(None, 8, 0);
     assert!(world.run().expect_err("a leak").text.contains("has not released"));
 }
+
+/// On disks that lie about a flush the promise of durability does not hold, and the judges see it.
+#[test]
+fn a_disk_that_lies_about_a_flush() {
+    let found = (0..40).map(|n| sim::swarm::seed_with(n, 1)).filter(|seed| {
+        let mut options = Options::draw(*seed);
+        options.lying_disks = true;
+        options.duration = 40 * SECOND;
+        World::with_options(options, *seed, false).run().is_err()
+    });
+    assert!(found.take(3).count() == 3, "power losses of disks that lie go unnoticed");
+}
