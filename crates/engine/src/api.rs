@@ -453,10 +453,48 @@ pub struct PeerStatus {
     pub volumes: BTreeMap<VolumeNumber, PeerDeviceStatus>,
 }
 
+/// One thing that keeps the data of this resource from being whole everywhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// I/O waits for UpToDate data.
+    Suspended,
+    /// The volume should have a disk here and has none.
+    NoDisk {
+        volume: VolumeNumber,
+    },
+    Disk {
+        volume: VolumeNumber,
+        state: DiskState,
+    },
+    NotConnected {
+        peer: NodeId,
+        state: ConnectionState,
+    },
+    /// Bytes left.
+    Resync {
+        peer: NodeId,
+        volume: VolumeNumber,
+        left: u64,
+    },
+    PeerDisk {
+        peer: NodeId,
+        volume: VolumeNumber,
+        state: DiskState,
+    },
+    /// Blocks differ or may differ, and no resync is under way. Bytes.
+    OutOfSync {
+        peer: NodeId,
+        volume: VolumeNumber,
+        bytes: u64,
+    },
+}
+
 #[derive(Clone, Debug)]
 pub struct PeerDeviceStatus {
     pub replication: ReplicationState,
     pub disk: DiskState,
+    /// The peer is meant to have a disk for this volume.
+    pub disk_configured: bool,
     pub resync_suspended_user: bool,
     pub resync_suspended_peer: bool,
     pub resync_suspended_dependency: bool,

@@ -1,9 +1,11 @@
 //! The snapshot that `status` shows.
 
-use types::{DiskState, NodeId, VolumeNumber};
+use types::{ConnectionState, DiskState, NodeId, ReplicationState, VolumeNumber};
+
+use alloc::vec::Vec;
 
 use crate::Engine;
-use crate::api::{OnNoData, PeerDeviceStatus, PeerStatus, Status, VolumeStatus};
+use crate::api::{OnNoData, PeerDeviceStatus, PeerStatus, Status, Trouble, VolumeStatus};
 
 impl Engine {
     pub fn status(&self) -> Status {
@@ -60,6 +62,7 @@ impl Engine {
         PeerDeviceStatus {
             replication: device.replication,
             disk: device.disk,
+            disk_configured: volume.config.diskful_peers.contains(&peer),
             resync_suspended_user: device.paused_by_user,
             resync_suspended_peer: device.paused_by_peer,
             resync_suspended_dependency: device.is_syncing()
@@ -76,5 +79,42 @@ impl Engine {
             resynced_bytes: device.resynced_bytes,
             last_decision: device.last_decision.clone(),
         }
+    }
+}
+
+impl Status {
+    /// What is not as it should be. Empty: every node of the resource has all the data, as far as this one can know.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        let suspended = self.suspended_no_data.then_some(Trouble::Suspended);
+        let own = self.volumes.iter().filter_map(|(number, volume)| own_trouble(*number, volume));
+        let peers = self.peers.iter().flat_map(|(id, peer)| peer_troubles(*id, peer));
+        suspended.into_iter().chain(own).chain(peers).collect()
+    }
+}
+
+fn own_trouble(number: VolumeNumber, volume: &VolumeStatus) -> Option<Trouble> {
+    match volume.disk {
+        DiskState::UpToDate => None,
+        DiskState::Diskless if volume.diskless_configured => None,
+        DiskState::Diskless => Some(Trouble::NoDisk { volume: number }),
+        state => Some(Trouble::Disk { volume: number, state }),
+    }
+}
+
+fn peer_troubles(id: NodeId, peer: &PeerStatus) -> Vec<Trouble> {
+    if peer.connection != ConnectionState::Connected {
+        return Vec::from([Trouble::NotConnected { peer: id, state: peer.connection }]);
+    }
+    peer.volumes.iter().filter_map(|(number, device)| device_trouble(id, *number, device)).collect()
+}
+
+fn device_trouble(peer: NodeId, volume: VolumeNumber, device: &PeerDeviceStatus) -> Option<Trouble> {
+    let bytes = device.out_of_sync_bytes;
+    let wanted = device.disk == DiskState::UpToDate || device.disk == DiskState::Diskless && !device.disk_configured;
+    match device.replication {
+        ReplicationState::Established if !wanted => Some(Trouble::PeerDisk { peer, volume, state: device.disk }),
+        ReplicationState::Established if bytes > 0 => Some(Trouble::OutOfSync { peer, volume, bytes }),
+        ReplicationState::Established => None,
+        _ => Some(Trouble::Resync { peer, volume, left: bytes }),
     }
 }

@@ -5,7 +5,7 @@ use control::{
     ConnectionReport, DeviceReport, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys, PathReport, PeerDeviceReport,
     ResourceReport, SyncDetails,
 };
-use engine::{PeerDeviceStatus, PeerStatus, VolumeStatus};
+use engine::{PeerDeviceStatus, PeerStatus, Trouble, VolumeStatus};
 use types::{ConnectionState, DiskState, ReplicationState, Role, VolumeNumber};
 
 use crate::resource::{Snapshot, VolumeUse};
@@ -181,48 +181,42 @@ fn promotion(snapshot: &Snapshot) -> (bool, u32) {
 
 /// One sentence: is all well, what is missing, what happens next.
 fn verdict(local: &LocalResource, snapshot: &Snapshot) -> String {
-    let status = &snapshot.status;
     let name = |id| local.node_names.get(id).map_or("?", String::as_str);
-    let mut troubles = Vec::new();
-    if status.suspended_no_data {
-        troubles.push("I/O waits: no UpToDate data can be reached".to_string());
-    }
-    for (number, volume) in &status.volumes {
-        match volume.disk {
-            DiskState::UpToDate => {}
-            DiskState::Diskless if volume.diskless_configured => {}
-            DiskState::Diskless => {
-                troubles.push(format!("volume {number} has no disk here: replicactl attach {}/{number}", local.name));
-            }
-            state => troubles.push(format!("volume {number} is {state} here")),
-        }
-    }
+    let mut troubles: Vec<String> =
+        snapshot.status.troubles().iter().map(|trouble| explain(trouble, &local.name, name)).collect();
     for (number, volume) in &snapshot.volumes {
         troubles.extend(volume.nbd_trouble.iter().map(|trouble| format!("volume {number} is {trouble}")));
     }
-    for (id, peer) in &status.peers {
-        match peer.connection {
-            ConnectionState::Connected => {}
-            ConnectionState::StandAlone => {
-                let command = format!("replicactl connect {}:{}", name(id), local.name);
-                troubles.push(format!("{} is not connected and not being looked for: {command}", name(id)));
-                continue;
-            }
-            state => {
-                troubles.push(format!("{} is not reachable ({state}), still trying", name(id)));
-                continue;
-            }
+    if troubles.is_empty() { "all disks are UpToDate and all peers connected".into() } else { troubles.join("; ") }
+}
+
+/// What is wrong, and what to type where that helps.
+fn explain<'a>(trouble: &Trouble, resource: &str, name: impl Fn(&types::NodeId) -> &'a str) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    match trouble {
+        Trouble::Suspended => "I/O waits: no UpToDate data can be reached".into(),
+        Trouble::NoDisk { volume } => {
+            format!("volume {volume} has no disk here: replicactl attach {resource}/{volume}")
         }
-        for (number, volume) in &peer.volumes {
-            if is_resyncing(volume.replication) {
-                let left = volume.out_of_sync_bytes.div_ceil(1 << 20);
-                troubles.push(format!("volume {number} resyncs with {}, {left} MiB to go", name(id)));
-            } else if !matches!(volume.disk, DiskState::UpToDate | DiskState::Diskless) {
-                troubles.push(format!("volume {number} is {} on {}", volume.disk, name(id)));
-            }
+        Trouble::Disk { volume, state } => format!("volume {volume} is {state} here"),
+        Trouble::NotConnected { peer, state: ConnectionState::StandAlone } => {
+            let peer = name(peer);
+            format!("{peer} is not connected and not being looked for: replicactl connect {peer}:{resource}")
+        }
+        Trouble::NotConnected { peer, state } => format!("{} is not reachable ({state}), still trying", name(peer)),
+        Trouble::Resync { peer, volume, left } => {
+            format!("volume {volume} resyncs with {}, {} MiB to go", name(peer), mib(*left))
+        }
+        Trouble::PeerDisk { peer, volume, state } => format!("volume {volume} is {state} on {}", name(peer)),
+        Trouble::OutOfSync { peer, volume, bytes } => {
+            let peer = name(peer);
+            format!(
+                "volume {volume} may differ from {peer} in {} MiB and nothing resyncs: replicactl disconnect \
+                 {peer}:{resource}, then replicactl connect {peer}:{resource}",
+                mib(*bytes)
+            )
         }
     }
-    if troubles.is_empty() { "all disks are UpToDate and all peers connected".into() } else { troubles.join("; ") }
 }
 
 /// No resync runs or is due, with any peer that is connected; and every own disk holds good data.
