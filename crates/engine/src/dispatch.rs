@@ -210,7 +210,29 @@ impl Engine {
             self.send_uuids(peer, number, 0, None);
             self.send_state(peer, number);
         }
+        let attached = before == DiskState::Negotiating && disk > DiskState::Negotiating;
+        if attached && theirs == ReplicationState::Established && self.volume(number).disk > DiskState::Negotiating {
+            return self.follow_attached(peer, number);
+        }
         self.consider_resync(peer, number, theirs, disk);
+    }
+
+    /// The peer attached a disk over a standing connection, compared, and saw no reason for a resync. It knew of its disk
+    /// only that it is consistent then, and this side compared nothing: so it does now. Either it agrees, and bits that
+    /// mean nothing go here too, or there is a resync that was put off until the disk of its source is UpToDate.
+    fn follow_attached(&mut self, peer: NodeId, number: VolumeNumber) {
+        let standing = self.peer(peer).volumes[&number].replication == ReplicationState::Established;
+        if !standing || self.sync_source_of(number).is_some() {
+            return;
+        }
+        let decision = self.decide(peer, number, false);
+        self.report_decision(peer, number, &decision);
+        match decision.strategy {
+            Strategy::NoSync | Strategy::Source(_) | Strategy::Target(_) => {
+                self.follow_decision(peer, number, &decision)
+            }
+            _ => self.refuse_comparison(peer, number, &decision),
+        }
     }
 
     /// We are source and the peer says that it is not target any more.
@@ -276,12 +298,16 @@ impl Engine {
             Strategy::Source(_) | Strategy::Target(_) => {
                 self.protocol_error(peer, "the peer decided another direction of resync than this node")
             }
-            Strategy::SplitBrain { .. } => {
-                self.event(Event::SplitBrain { peer, volume: number });
-                self.refuse_standing(peer, "split brain");
-            }
-            _ => self.refuse_standing(peer, "the data of the two nodes does not go together"),
+            _ => self.refuse_comparison(peer, number, &decision),
         }
+    }
+
+    fn refuse_comparison(&mut self, peer: NodeId, number: VolumeNumber, decision: &crate::handshake::Decision) {
+        if matches!(decision.strategy, Strategy::SplitBrain { .. }) {
+            self.event(Event::SplitBrain { peer, volume: number });
+            return self.refuse_standing(peer, "split brain");
+        }
+        self.refuse_standing(peer, "the data of the two nodes does not go together")
     }
 
     fn follow_decision(&mut self, peer: NodeId, number: VolumeNumber, decision: &crate::handshake::Decision) {
