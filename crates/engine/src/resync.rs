@@ -663,6 +663,8 @@ impl Engine {
         let old = core::mem::replace(&mut backing.superblock.current_uuid, fresh);
         // DRBD forgets it here. Whoever still has it would be a stranger (invariant U5).
         backing.superblock.push_history(old);
+        // A disk that calls itself UpToDate and still has the bits is taken for one that knows of differences.
+        backing.writer.want_pages_first();
         backing.touch();
         self.when_durable(number, Deferred::ResyncFinished { peer });
     }
