@@ -41,6 +41,8 @@ impl Engine {
             self.refuse(id, busy());
             return self.emit(Effect::CloseDisk { volume: number });
         }
+        let flags = disk.superblock.flags;
+        let exact = flags.contains(DeviceFlags::AL_CLEAN) && !flags.contains(DeviceFlags::PRIMARY_INDICATOR);
         match self.recover(number, disk) {
             Err(refusal) => {
                 self.refuse(id, refusal);
@@ -52,14 +54,21 @@ impl Engine {
                 volume.backing = Some(backing);
                 volume.last_disk = None;
                 volume.command = Some(id);
-                for peer in self.peers.values_mut() {
-                    peer.volumes.get_mut(&number).expect("every peer has every volume").reconnect = false;
-                }
+                self.forget_comparisons(number, exact);
                 self.set_disk(number, DiskState::Attaching, "attach");
                 self.determine_first_size(number);
                 self.volume_mut(number).backing.as_mut().expect("set above").touch();
                 self.when_durable(number, Deferred::AttachReady);
             }
+        }
+    }
+
+    /// What was compared with the peers was another disk. `exact`: the disk was detached in order, so its bits are not
+    /// the log's: they say what this node knew to be missing, as if it had never stopped (rule BM-3).
+    fn forget_comparisons(&mut self, number: VolumeNumber, exact: bool) {
+        for peer in self.peer_ids() {
+            let knows = exact && self.volume(number).bits_towards(peer) > 0;
+            self.device_mut(peer, number).reconnect = knows;
         }
     }
 
