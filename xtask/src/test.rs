@@ -227,6 +227,10 @@ fn find_planted(log: &Path) -> Result<String> {
     let mut sim = Command::new(directory.join("release/sim"));
     workspace::run_logged(sim.args(["--planted", &PLANTED_SEEDS.to_string()]), log, LIMIT)?;
     let found = fs::read_to_string(log)?.lines().filter(|line| line.contains(": seed ")).count();
+    let mut crash_points = workspace::cargo();
+    crash_points.args(["test", "--release", "--quiet", "-p", "sim", "--features", "planted", "--target-dir"]);
+    crash_points.arg(&directory).args(["--test", "crash_points_planted"]);
+    workspace::run_logged(&mut crash_points, &log.with_file_name("planted-crash-points.log"), LIMIT)?;
     Ok(format!(", {found} bugs found"))
 }
 

@@ -107,7 +107,8 @@ impl World {
         let Some(op) = node.disks.get(&volume).and_then(|d| d.in_flight_op(io)).cloned() else { return };
         let ok = !node.op_fails(volume, &op);
         let disk = node.disks.get_mut(&volume).expect("looked at it above");
-        let (op, done) = if ok { disk.complete(io) } else { disk.fail(io, nature) };
+        let ended = if ok { disk.complete(io) } else { Some(disk.fail(io, nature)) };
+        let Some((op, done)) = ended else { return };
         let result = if ok { Ok(()) } else { Err(IoError::Io) };
         let payload = match (op, done.data) {
             (DiskOp::Read { range }, Some(data)) => Some(node.lend(Some(Rc::new(data)), range.sectors(), 0)),

@@ -28,6 +28,10 @@ use types::{BlockLimits, ByteRange, IoId, NodeId, Slot, Uuid};
 
 use crate::rng::Rng;
 
+mod power;
+
+pub use power::Survival;
+
 /// Which write a sector holds; 0: zeroes.
 pub type Stamp = u64;
 /// Content of a range: runs of (sectors, stamp).
@@ -132,16 +136,18 @@ pub struct Disk {
     meta: Store<Page>,
     completions: u64,
     in_flight: BTreeMap<IoId, InFlight>,
+    power: power::Power,
 }
 
 impl Disk {
     /// A device of about `volume_bytes` for data, with metadata as `create-md` writes it for `peers`.
     pub fn create(volume_bytes: u64, external: bool, volatile_cache: bool, peers: u8) -> Disk {
         let geometry = Geometry::new(peers);
-        let meta_room = (1 << 20) + geometry.bitmap_bytes(volume_bytes).expect("small");
+        let bitmap_bytes = geometry.bitmap_bytes(volume_bytes).expect("small");
+        // All of an external device behind the log is bitmap, and is read at every check: no more than is needed.
         let (placement, device_bytes) = match external {
-            true => (Placement::External, meta_room),
-            false => (Placement::Internal, volume_bytes + meta_room),
+            true => (Placement::External, (64 << 10) + bitmap_bytes),
+            false => (Placement::Internal, volume_bytes + (1 << 20) + bitmap_bytes),
         };
         let layout = Layout::compute(placement, device_bytes, geometry).expect("the simulator's devices are large");
         let data_bytes = if external { volume_bytes } else { layout.usable_bytes };
@@ -156,6 +162,7 @@ impl Disk {
             meta: Store::new(),
             completions: 0,
             in_flight: BTreeMap::new(),
+            power: power::Power::default(),
         };
         disk.put_meta(layout.superblock, Superblock::fresh(geometry, &layout).encode());
         for block in 0..layout.al_blocks {
@@ -311,9 +318,11 @@ impl Disk {
             DiskOp::Flush => return Ok(()),
             DiskOp::MetaWrite { blocks, .. } => return self.judge_metadata(blocks),
         };
-        let aligned = range.start().is_multiple_of(SECTOR) && range.len().is_multiple_of(SECTOR);
-        if !aligned || range.is_empty() || !range.is_within(self.data_bytes) {
-            return Err(format!("{op:?} on a disk of {} bytes", self.data_bytes));
+        if range.is_empty() || !range.is_within(self.data_bytes) {
+            return Err(format!("{op:?}: the disk has {} bytes, and no operation is of none", self.data_bytes));
+        }
+        if !range.start().is_multiple_of(SECTOR) || !range.len().is_multiple_of(SECTOR) {
+            return Err(format!("{op:?}: start and length must be multiples of {SECTOR}"));
         }
         if data.is_some_and(|runs| sectors(runs) != range.sectors()) {
             return Err(format!("{op:?} with a payload of {} sectors", data.map_or(0, sectors)));
@@ -358,8 +367,11 @@ impl Disk {
         (op, Done { data: None, changed, metadata_changed })
     }
 
-    /// The operation, which is in flight, ends well.
-    pub fn complete(&mut self, io: IoId) -> (DiskOp, Done) {
+    /// The operation, which is in flight, ends well. `None`: there is no power any more.
+    pub fn complete(&mut self, io: IoId) -> Option<(DiskOp, Done)> {
+        if self.power_is_gone(io) {
+            return None;
+        }
         let InFlight { op, data, number } = self.in_flight.remove(&io).expect("it is in flight");
         let mut done = Done::default();
         match &op {
@@ -395,7 +407,7 @@ impl Disk {
         if matches!(op, DiskOp::Flush) && self.placement == Placement::Internal {
             done.metadata_changed = true;
         }
-        (op, done)
+        Some((op, done))
     }
 
     fn put_runs(&mut self, range: ByteRange, runs: &Runs, fua: bool) {
@@ -444,11 +456,19 @@ impl Disk {
     /// The node stops without the disk losing power (a clean stop, a killed daemon): what was submitted completes.
     pub fn finish_all(&mut self) -> Vec<ByteRange> {
         let ios: Vec<IoId> = self.in_flight.keys().copied().collect();
-        ios.into_iter().filter_map(|io| self.complete(io).1.changed).collect()
+        ios.into_iter().filter_map(|io| self.complete(io)?.1.changed).collect()
     }
 
     /// Power goes. Returns the sectors whose content changed.
     pub fn crash(&mut self, rng: &mut Rng) -> Vec<u64> {
+        match self.chosen_survival() {
+            Some((Survival::Mixture(seed), _)) => self.crash_by_chance(&mut Rng::new(seed)),
+            Some((survival, cut)) => self.crash_as_chosen(survival, cut),
+            None => self.crash_by_chance(rng),
+        }
+    }
+
+    fn crash_by_chance(&mut self, rng: &mut Rng) -> Vec<u64> {
         let in_flight = std::mem::take(&mut self.in_flight);
         let mut touched = Vec::new();
         for flight in in_flight.into_values() {
