@@ -6,6 +6,13 @@ use std::time::Duration;
 use store::OpenOptions;
 
 use super::*;
+use stamps::{bytes_of, stamps_of};
+use suite::{Device, Op, Refused, SECTOR, conforms};
+
+#[path = "../../store/tests/suite/stamps.rs"]
+mod stamps;
+#[path = "../../store/tests/suite/mod.rs"]
+mod suite;
 
 const BYTES: u64 = 8 << 20;
 
@@ -135,4 +142,111 @@ fn reads_wait_for_buffers_in_order() {
         bench.disks.retry_waiting(&mut bench.ring, &mut bench.payloads);
     }
     assert!(bench.disks.is_idle());
+}
+
+/// Where the suite's metadata lies: behind the data of this size.
+const METADATA_AT: u64 = BYTES - (64 << 10);
+
+impl Bench {
+    /// With room for all of a batch.
+    fn with_large_pool() -> Bench {
+        Bench { payloads: Payloads::new(32 << 20).unwrap(), ..Bench::new() }
+    }
+
+    fn payload(&mut self, bytes: &[u8]) -> PayloadId {
+        // A refused operation may be of no bytes; a buffer never is.
+        let payload = self.payloads.try_reserve(bytes.len().max(1), Share::Application).unwrap();
+        self.payloads.bytes_mut(payload)[..bytes.len()].copy_from_slice(bytes);
+        payload
+    }
+
+    fn disk_op(&mut self, op: &Op) -> DiskOp {
+        let sectors = |first: u64, count: u64| range(first * SECTOR, count * SECTOR);
+        match op {
+            Op::Read(sector, count) => DiskOp::Read { range: sectors(*sector, *count) },
+            Op::ReadBytes(start, len) => {
+                let payload = self.payload(&vec![0; *len as usize]);
+                DiskOp::ReadInto { range: range(*start, *len), payload }
+            }
+            Op::Write { sector, stamps, fua } => {
+                let payload = self.payload(&bytes_of(stamps));
+                DiskOp::Write { range: sectors(*sector, stamps.len() as u64), payload, fua: *fua }
+            }
+            Op::WriteBytes(start, len) => {
+                let payload = self.payload(&vec![1; *len as usize]);
+                DiskOp::Write { range: range(*start, *len), payload, fua: false }
+            }
+            Op::Flush => DiskOp::Flush,
+            Op::Discard(sector, count) => DiskOp::Discard { range: sectors(*sector, *count) },
+            Op::DiscardBytes(start, len) => DiskOp::Discard { range: range(*start, *len) },
+            Op::WriteZeroes { sector, count, may_unmap, fua } => {
+                DiskOp::WriteZeroes { range: sectors(*sector, *count), may_unmap: *may_unmap, fua: *fua }
+            }
+            Op::WriteZeroesBytes(start, len) => {
+                DiskOp::WriteZeroes { range: range(*start, *len), may_unmap: true, fua: false }
+            }
+            Op::Metadata { pages, preflush, fua } => {
+                let block = |(page, fill): &(u64, u8)| MetaBlock {
+                    offset: METADATA_AT + page * BLOCK_BYTES as u64,
+                    bytes: Box::new([*fill; BLOCK_BYTES]),
+                };
+                DiskOp::MetaWrite { blocks: pages.iter().map(block).collect(), preflush: *preflush, fua: *fua }
+            }
+        }
+    }
+
+    fn answer(&mut self, done: &Done) -> Result<Vec<u64>, Refused> {
+        match done.result {
+            Ok(()) => {}
+            Err(IoError::Invalid) => return Err(Refused::Invalid),
+            Err(error) => panic!("{error}"),
+        }
+        let Some(payload) = done.payload else { return Ok(Vec::new()) };
+        let found = stamps_of(self.payloads.bytes_mut(payload));
+        assert!(self.payloads.release(payload), "a read's buffer is the engine's alone");
+        Ok(found)
+    }
+}
+
+impl Device for Bench {
+    fn size_bytes(&self) -> u64 {
+        BYTES
+    }
+    fn logical_block_bytes(&self) -> u64 {
+        u64::from(self.disks.open[&volume()].data.geometry().logical_block_bytes)
+    }
+    fn run(&mut self, batch: &[Op]) -> Vec<Result<Vec<u64>, Refused>> {
+        let mut ios = Vec::new();
+        for op in batch {
+            let op = self.disk_op(op);
+            let payload = match &op {
+                DiskOp::Write { payload, .. } | DiskOp::ReadInto { payload, .. } => Some(*payload),
+                _ => None,
+            };
+            ios.push(self.start(op));
+            payload.into_iter().for_each(|payload| {
+                self.payloads.release(payload);
+            });
+        }
+        let mut answers: BTreeMap<IoId, _> = BTreeMap::new();
+        while answers.len() < batch.len() {
+            let done = self.next();
+            let answer = self.answer(&done);
+            assert!(answers.insert(done.io, answer).is_none(), "{done:?} was answered twice");
+        }
+        assert_eq!(self.payloads.allocated_bytes(), 0);
+        ios.iter().map(|io| answers.remove(io).expect("one answer for each")).collect()
+    }
+    /// The page cache cannot be told to forget.
+    fn lose_power(&mut self) -> bool {
+        false
+    }
+    fn metadata(&mut self) -> Option<Vec<u8>> {
+        Some(self.on_disk(METADATA_AT, 4 * BLOCK_BYTES).chunks(BLOCK_BYTES).map(|page| page[0]).collect())
+    }
+}
+
+#[test]
+fn passes_the_suite_of_the_stores() {
+    conforms(&mut Bench::with_large_pool(), 3);
 }

@@ -1,52 +1,91 @@
-//! One suite that every store passes: in memory, io_uring on a file (direct and buffered), io_uring on a loop device.
+//! The suite (`suite/mod.rs`) on the stores of this crate: in memory, io_uring on a file (direct and buffered), io_uring
+//! on a loop device; and what only files and devices have: being opened, held and refused.
 //!
 //! The loop device needs root and losetup; without them its test says SKIPPED on stderr.
+
+#[path = "suite/stamps.rs"]
+mod stamps;
+mod suite;
 
 use std::path::Path;
 use std::process::Command;
 
 use io_uring::IoUring;
+use stamps::{bytes_of, stamps_of};
 use store::mem::MemStore;
-use store::uring::{Completion, interpret, prepare, start};
+use store::uring::{Completion, Running, interpret, prepare, start};
 use store::{Backing, BufferPool, Kind, OpenOptions, StoreError, StoreErrorKind, StoreOp, sync};
-use types::ByteRange;
+use suite::{Device, Op, Refused, SECTOR, conforms};
+use types::{ByteRange, PayloadId};
 
 const DISK_BYTES: u64 = 8 << 20;
-/// Every store here takes this unit, whatever its logical block.
-const BLOCK: u64 = 4096;
+/// Of arbitrary operations. Each has some flushes, which cost milliseconds on a real disk.
+const SEQUENCES: u64 = 3;
 
-trait Disk {
-    fn read(&mut self, range: ByteRange) -> Result<Vec<u8>, StoreError>;
-    fn write(&mut self, range: ByteRange, bytes: &[u8], fua: bool) -> Result<(), StoreError>;
-    fn flush(&mut self) -> Result<(), StoreError>;
-    fn discard(&mut self, range: ByteRange) -> Result<(), StoreError>;
-    fn write_zeroes(&mut self, range: ByteRange, may_unmap: bool, fua: bool) -> Result<(), StoreError>;
-    fn logical_block_bytes(&self) -> u64;
+fn sectors(first: u64, count: u64) -> ByteRange {
+    range(first * SECTOR, count * SECTOR)
 }
 
-impl Disk for MemStore {
-    fn read(&mut self, range: ByteRange) -> Result<Vec<u8>, StoreError> {
-        let mut bytes = vec![0xee; range.len() as usize];
-        MemStore::read(self, range, &mut bytes).map(|()| bytes)
+fn range(start: u64, len: u64) -> ByteRange {
+    ByteRange::new(start, len).unwrap()
+}
+
+fn refused(error: StoreError) -> Refused {
+    match error.kind {
+        StoreErrorKind::OutOfRange => Refused::OutOfRange,
+        StoreErrorKind::Misaligned => Refused::Misaligned,
+        _ => panic!("{error}"),
     }
-    fn write(&mut self, range: ByteRange, bytes: &[u8], fua: bool) -> Result<(), StoreError> {
-        MemStore::write(self, range, bytes, fua)
+}
+
+struct Memory(MemStore);
+
+impl Memory {
+    fn run_one(&mut self, op: &Op) -> Result<Vec<u64>, StoreError> {
+        let store = &mut self.0;
+        let read = |store: &MemStore, range: ByteRange| {
+            let mut bytes = vec![0xee; range.len() as usize];
+            store.read(range, &mut bytes).map(|()| bytes)
+        };
+        let changed = match op {
+            Op::Read(sector, count) => return read(store, sectors(*sector, *count)).map(|bytes| stamps_of(&bytes)),
+            Op::ReadBytes(start, len) => return read(store, range(*start, *len)).map(|_| Vec::new()),
+            Op::Write { sector, stamps, fua } => {
+                store.write(sectors(*sector, stamps.len() as u64), &bytes_of(stamps), *fua)
+            }
+            Op::WriteBytes(start, len) => store.write(range(*start, *len), &vec![1; *len as usize], false),
+            Op::Flush => store.flush(),
+            Op::Discard(sector, count) => store.discard(sectors(*sector, *count)),
+            Op::DiscardBytes(start, len) => store.discard(range(*start, *len)),
+            Op::WriteZeroes { sector, count, fua, .. } => store.write_zeroes(sectors(*sector, *count), *fua),
+            Op::WriteZeroesBytes(start, len) => store.write_zeroes(range(*start, *len), false),
+            Op::Metadata { pages, preflush, fua } => unreachable!("no metadata here: {pages:?} {preflush} {fua}"),
+        };
+        changed.map(|()| Vec::new())
     }
-    fn flush(&mut self) -> Result<(), StoreError> {
-        MemStore::flush(self)
-    }
-    fn discard(&mut self, range: ByteRange) -> Result<(), StoreError> {
-        MemStore::discard(self, range)
-    }
-    fn write_zeroes(&mut self, range: ByteRange, _may_unmap: bool, fua: bool) -> Result<(), StoreError> {
-        MemStore::write_zeroes(self, range, fua)
+}
+
+impl Device for Memory {
+    fn size_bytes(&self) -> u64 {
+        DISK_BYTES
     }
     fn logical_block_bytes(&self) -> u64 {
-        u64::from(self.geometry().logical_block_bytes)
+        u64::from(self.0.geometry().logical_block_bytes)
+    }
+    /// It has no way to be in flight: one after the other.
+    fn run(&mut self, batch: &[Op]) -> Vec<Result<Vec<u64>, Refused>> {
+        batch.iter().map(|op| self.run_one(op).map_err(refused)).collect()
+    }
+    fn lose_power(&mut self) -> bool {
+        self.0.power_cut(|_| false);
+        true
+    }
+    fn metadata(&mut self) -> Option<Vec<u8>> {
+        None
     }
 }
 
-/// A ring that waits for each operation: what the daemon's loop does, one at a time.
+/// A ring as the daemon's loop drives it: all of a batch is with the kernel together.
 struct RingDisk {
     backing: Backing,
     ring: IoUring,
@@ -57,125 +96,116 @@ impl RingDisk {
     fn new(path: &Path, direct: bool) -> RingDisk {
         let backing = Backing::open(path, OpenOptions { direct, ..OpenOptions::SERVE }).unwrap();
         assert_eq!(backing.size_bytes(), DISK_BYTES);
-        RingDisk { backing, ring: IoUring::new(4).unwrap(), pool: BufferPool::new(1 << 20).unwrap() }
+        RingDisk { backing, ring: IoUring::new(32).unwrap(), pool: BufferPool::new(4 << 20).unwrap() }
     }
 
-    fn run(&mut self, op: StoreOp) -> Result<(), StoreError> {
-        let mut running = start(&self.backing, op)?;
-        loop {
-            let entry = prepare(&self.backing, &running).user_data(7);
-            // SAFETY: the payload lives in `self.pool`, untouched until the completion below.
-            unsafe { self.ring.submission().push(&entry).unwrap() };
+    /// The operation and its buffer, filled with what is to be written.
+    fn store_op(&mut self, op: &Op) -> (StoreOp, Option<PayloadId>) {
+        let mut buffer = |bytes: &[u8]| {
+            // A refused operation may be of no bytes; a buffer never is.
+            let payload = self.pool.try_alloc(bytes.len().max(1)).unwrap();
+            self.pool.bytes_mut(payload)[..bytes.len()].copy_from_slice(bytes);
+            (self.pool.span(payload).first(bytes.len()), Some(payload))
+        };
+        match op {
+            Op::Read(sector, count) => {
+                let (into, payload) = buffer(&vec![0xee; (count * SECTOR) as usize]);
+                (StoreOp::Read { range: sectors(*sector, *count), into }, payload)
+            }
+            Op::ReadBytes(start, len) => {
+                let (into, payload) = buffer(&vec![0xee; *len as usize]);
+                (StoreOp::Read { range: range(*start, *len), into }, payload)
+            }
+            Op::Write { sector, stamps, fua } => {
+                let (from, payload) = buffer(&bytes_of(stamps));
+                (StoreOp::Write { range: sectors(*sector, stamps.len() as u64), from, fua: *fua }, payload)
+            }
+            Op::WriteBytes(start, len) => {
+                let (from, payload) = buffer(&vec![1; *len as usize]);
+                (StoreOp::Write { range: range(*start, *len), from, fua: false }, payload)
+            }
+            Op::Flush => (StoreOp::Flush, None),
+            Op::Discard(sector, count) => (StoreOp::Discard { range: sectors(*sector, *count) }, None),
+            Op::DiscardBytes(start, len) => (StoreOp::Discard { range: range(*start, *len) }, None),
+            Op::WriteZeroes { sector, count, may_unmap, fua } => {
+                let range = sectors(*sector, *count);
+                (StoreOp::WriteZeroes { range, may_unmap: *may_unmap, fua: *fua }, None)
+            }
+            Op::WriteZeroesBytes(start, len) => {
+                (StoreOp::WriteZeroes { range: range(*start, *len), may_unmap: true, fua: false }, None)
+            }
+            Op::Metadata { pages, preflush, fua } => unreachable!("no metadata here: {pages:?} {preflush} {fua}"),
+        }
+    }
+
+    fn push(&mut self, running: &Running, tag: usize) {
+        let entry = prepare(&self.backing, running).user_data(tag as u64);
+        // SAFETY: the payload lives in `self.pool` and is not looked at before the completion of this tag.
+        unsafe { self.ring.submission().push(&entry).unwrap() };
+    }
+
+    /// Until all of `running` are through.
+    fn complete(&mut self, mut running: Vec<Option<Running>>) -> Vec<Result<(), StoreError>> {
+        let mut results: Vec<_> = running.iter().map(|_| Ok(())).collect();
+        while running.iter().any(Option::is_some) {
             self.ring.submit_and_wait(1).unwrap();
-            let done = self.ring.completion().next().unwrap();
-            assert_eq!(done.user_data(), 7);
-            match interpret(&self.backing, &running, done.result()) {
-                Completion::Done => return Ok(()),
-                Completion::Again(next) => running = next,
-                Completion::Failed(error) => return Err(error),
+            let done: Vec<_> = self.ring.completion().map(|c| (c.user_data() as usize, c.result())).collect();
+            for (tag, result) in done {
+                let was = running[tag].take().expect("in flight");
+                match interpret(&self.backing, &was, result) {
+                    Completion::Done => {}
+                    Completion::Again(next) => {
+                        self.push(&next, tag);
+                        running[tag] = Some(next);
+                    }
+                    Completion::Failed(error) => results[tag] = Err(error),
+                }
             }
         }
+        results
     }
 }
 
-impl Disk for RingDisk {
-    fn read(&mut self, range: ByteRange) -> Result<Vec<u8>, StoreError> {
-        let payload = self.pool.try_alloc(range.len() as usize).unwrap();
-        self.pool.bytes_mut(payload).fill(0xee);
-        let result = self.run(StoreOp::Read { range, into: self.pool.span(payload) });
-        let bytes = self.pool.bytes(payload).to_vec();
-        self.pool.free(payload);
-        result.map(|()| bytes)
-    }
-    fn write(&mut self, range: ByteRange, bytes: &[u8], fua: bool) -> Result<(), StoreError> {
-        let payload = self.pool.try_alloc(bytes.len()).unwrap();
-        self.pool.bytes_mut(payload).copy_from_slice(bytes);
-        let result = self.run(StoreOp::Write { range, from: self.pool.span(payload), fua });
-        self.pool.free(payload);
-        result
-    }
-    fn flush(&mut self) -> Result<(), StoreError> {
-        self.run(StoreOp::Flush)
-    }
-    fn discard(&mut self, range: ByteRange) -> Result<(), StoreError> {
-        self.run(StoreOp::Discard { range })
-    }
-    fn write_zeroes(&mut self, range: ByteRange, may_unmap: bool, fua: bool) -> Result<(), StoreError> {
-        self.run(StoreOp::WriteZeroes { range, may_unmap, fua })
+impl Device for RingDisk {
+    fn size_bytes(&self) -> u64 {
+        DISK_BYTES
     }
     fn logical_block_bytes(&self) -> u64 {
         u64::from(self.backing.geometry().logical_block_bytes)
     }
-}
-
-fn range(start: u64, len: u64) -> ByteRange {
-    ByteRange::new(start, len).unwrap()
-}
-
-/// Bytes that differ from block to block and from `seed` to `seed`.
-fn pattern(seed: u8, len: u64) -> Vec<u8> {
-    (0..len).map(|i| seed.wrapping_add((i / 512) as u8).wrapping_mul(31) ^ i as u8).collect()
-}
-
-fn conforms(disk: &mut dyn Disk) {
-    content(disk);
-    zeroes(disk);
-    refusals(disk);
-}
-
-fn content(disk: &mut dyn Disk) {
-    assert_eq!(disk.read(range(0, BLOCK)).unwrap(), vec![0; BLOCK as usize], "a fresh disk");
-    let large = pattern(1, 1 << 20);
-    disk.write(range(BLOCK, 1 << 20), &large, false).unwrap();
-    assert_eq!(disk.read(range(BLOCK, 1 << 20)).unwrap(), large);
-    let small = pattern(2, BLOCK);
-    disk.write(range(3 * BLOCK, BLOCK), &small, true).unwrap();
-    disk.flush().unwrap();
-    assert_eq!(disk.read(range(3 * BLOCK, BLOCK)).unwrap(), small, "overwritten");
-    assert_eq!(disk.read(range(2 * BLOCK, BLOCK)).unwrap(), large[BLOCK as usize..2 * BLOCK as usize], "before");
-    assert_eq!(disk.read(range(4 * BLOCK, BLOCK)).unwrap(), large[3 * BLOCK as usize..4 * BLOCK as usize], "after");
-    let unit = disk.logical_block_bytes();
-    let tiny = pattern(3, unit);
-    disk.write(range(DISK_BYTES - unit, unit), &tiny, false).unwrap();
-    assert_eq!(disk.read(range(DISK_BYTES - unit, unit)).unwrap(), tiny, "the last block");
-}
-
-fn zeroes(disk: &mut dyn Disk) {
-    let old = pattern(9, 16 * BLOCK);
-    let zero = vec![0; 4 * BLOCK as usize];
-    type Zeroing = fn(&mut dyn Disk, ByteRange) -> Result<(), StoreError>;
-    let ways: [(&str, Zeroing); 4] = [
-        ("discard", |d, r| d.discard(r)),
-        ("write zeroes, unmap", |d, r| d.write_zeroes(r, true, false)),
-        ("write zeroes, keep", |d, r| d.write_zeroes(r, false, false)),
-        ("write zeroes, fua", |d, r| d.write_zeroes(r, true, true)),
-    ];
-    for (name, way) in ways {
-        disk.write(range(2 << 20, 16 * BLOCK), &old, false).unwrap();
-        let middle = range((2 << 20) + 4 * BLOCK, 4 * BLOCK);
-        way(disk, middle).unwrap();
-        assert_eq!(disk.read(middle).unwrap(), zero, "{name}");
-        let before = disk.read(range(2 << 20, 4 * BLOCK)).unwrap();
-        assert_eq!(before, old[..4 * BLOCK as usize], "{name}: the range before");
-        let after = disk.read(range((2 << 20) + 8 * BLOCK, 8 * BLOCK)).unwrap();
-        assert_eq!(after, old[8 * BLOCK as usize..], "{name}: the range after");
+    fn run(&mut self, batch: &[Op]) -> Vec<Result<Vec<u64>, Refused>> {
+        let (mut running, mut payloads, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
+        for (tag, op) in batch.iter().enumerate() {
+            let (store_op, payload) = self.store_op(op);
+            let started = start(&self.backing, store_op);
+            if let Ok(first) = &started {
+                self.push(first, tag);
+            }
+            let (first, refusal) = started.map_or_else(|e| (None, Some(e)), |first| (Some(first), None));
+            running.push(first);
+            refusals.push(refusal);
+            payloads.push(payload);
+        }
+        let results = self.complete(running);
+        let mut answers = Vec::new();
+        for ((op, result), (payload, refusal)) in batch.iter().zip(results).zip(payloads.into_iter().zip(refusals)) {
+            let found = match (op, payload) {
+                (Op::Read(_, count), Some(payload)) => self.pool.bytes(payload)[..(count * SECTOR) as usize].to_vec(),
+                _ => Vec::new(),
+            };
+            payload.into_iter().for_each(|payload| self.pool.free(payload));
+            let result = refusal.map_or(result, Err);
+            answers.push(result.map(|()| stamps_of(&found)).map_err(refused));
+        }
+        answers
     }
-}
-
-fn refusals(disk: &mut dyn Disk) {
-    let bytes = pattern(5, BLOCK);
-    let beyond = [range(DISK_BYTES, BLOCK), range(DISK_BYTES + (1 << 40), BLOCK)];
-    for r in beyond {
-        assert_eq!(disk.write(r, &bytes, false).unwrap_err().kind, StoreErrorKind::OutOfRange);
-        assert_eq!(disk.read(r).unwrap_err().kind, StoreErrorKind::OutOfRange);
-        assert_eq!(disk.discard(r).unwrap_err().kind, StoreErrorKind::OutOfRange);
-        assert_eq!(disk.write_zeroes(r, true, false).unwrap_err().kind, StoreErrorKind::OutOfRange);
+    /// The page cache cannot be told to forget.
+    fn lose_power(&mut self) -> bool {
+        false
     }
-    assert_eq!(disk.discard(range(DISK_BYTES - BLOCK, 2 * BLOCK)).unwrap_err().kind, StoreErrorKind::OutOfRange);
-    assert_eq!(disk.discard(range(0, 0)).unwrap_err().kind, StoreErrorKind::OutOfRange);
-    assert_eq!(disk.write(range(100, BLOCK), &bytes, false).unwrap_err().kind, StoreErrorKind::Misaligned);
-    assert_eq!(disk.read(range(0, 100)).unwrap_err().kind, StoreErrorKind::Misaligned);
-    assert_eq!(disk.write_zeroes(range(256, 512), true, false).unwrap_err().kind, StoreErrorKind::Misaligned);
+    fn metadata(&mut self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 fn image() -> tempfile::NamedTempFile {
@@ -186,8 +216,8 @@ fn image() -> tempfile::NamedTempFile {
 
 #[test]
 fn memory() {
-    conforms(&mut MemStore::new(DISK_BYTES, 512));
-    conforms(&mut MemStore::new(DISK_BYTES, 4096));
+    conforms(&mut Memory(MemStore::new(DISK_BYTES, 512)), 40);
+    conforms(&mut Memory(MemStore::new(DISK_BYTES, 4096)), 40);
 }
 
 #[test]
@@ -195,7 +225,7 @@ fn file_direct() {
     let file = image();
     let mut disk = RingDisk::new(file.path(), true);
     eprintln!("direct I/O on {}: {}", file.path().display(), disk.backing.is_direct());
-    conforms(&mut disk);
+    conforms(&mut disk, SEQUENCES);
 }
 
 #[test]
@@ -203,7 +233,7 @@ fn file_buffered() {
     let file = image();
     let mut disk = RingDisk::new(file.path(), false);
     assert!(!disk.backing.is_direct());
-    conforms(&mut disk);
+    conforms(&mut disk, SEQUENCES);
 }
 
 /// tmpfs knows PUNCH_HOLE but not ZERO_RANGE: the way down to written zeroes is walked for real.
@@ -214,7 +244,7 @@ fn file_on_tmpfs() {
         return;
     };
     file.as_file().set_len(DISK_BYTES).unwrap();
-    conforms(&mut RingDisk::new(file.path(), true));
+    conforms(&mut RingDisk::new(file.path(), true), SEQUENCES);
 }
 
 /// A loop device over `file`, detached on drop.
@@ -252,7 +282,7 @@ fn loop_device() {
     let mut disk = RingDisk::new(Path::new(&device.0), true);
     assert_eq!(disk.backing.kind(), Kind::BlockDevice);
     assert!(disk.backing.is_direct());
-    conforms(&mut disk);
+    conforms(&mut disk, SEQUENCES);
 }
 
 #[test]
@@ -309,7 +339,7 @@ fn blocking_helpers_move_all_bytes_or_fail() {
     let file = image();
     let disk = Backing::open(file.path(), OpenOptions::SERVE).unwrap();
     let mut block = sync::Aligned::zeroed(8192);
-    block.copy_from_slice(&pattern(4, 8192));
+    block.copy_from_slice(&bytes_of(&(1..=16).collect::<Vec<u64>>()));
     sync::write_all_at(&disk, 4096, &block).unwrap();
     sync::flush(&disk).unwrap();
     let mut back = sync::Aligned::zeroed(8192);
