@@ -134,6 +134,14 @@ impl World {
         let both = pair(id, peer);
         let split = self.split_brain.contains(&both);
         let victim = self.worse_of(both.0, both.1);
+        let explained = self.forced || !self.untracked.is_empty();
+        let unrelated = explained
+            && self.status(id).is_some_and(|s| {
+                s.peers[&peer].volumes.values().any(|device| device.last_decision.starts_with("Unrelated"))
+            });
+        if unrelated && victim == id {
+            return self.start_over(id);
+        }
         // The newer generation is on a disk that is not whole: somebody gives it up for the older copy.
         let useless = self.no_good_copy_expected
             && self.status(id).is_some_and(|s| {
@@ -149,14 +157,6 @@ impl World {
                 false => Command::Connect { peer, discard_my_data: true },
             };
             return self.command(id, order, false);
-        }
-        let explained = self.forced || !self.untracked.is_empty();
-        let unrelated = explained
-            && self.status(id).is_some_and(|s| {
-                s.peers[&peer].volumes.values().any(|device| device.last_decision.starts_with("Unrelated"))
-            });
-        if unrelated && victim == id {
-            return self.start_over(id);
         }
         if split && victim == id {
             if self.node(id).is_primary {

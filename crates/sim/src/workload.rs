@@ -376,10 +376,17 @@ impl World {
         let tail = self.options.protocol == Protocol::A && !self.apart.contains(&(target, source, volume));
         let excused = self.forced || self.given_up.contains(&(target, volume)) || tail;
         let truths = self.truths.entry(volume).or_default();
+        let disk = &self.nodes[&source].disks[&volume];
         let mut lost = None;
         for truth in truths.iter_mut() {
             let only_here = truth.durable_on.contains(&target) && !truth.durable_on.contains(&source);
-            if only_here && truth.flushed > 0 && truth.durable_on.len() == 1 {
+            // Membership is what was promised; the source may have all of it beyond any promise.
+            let is_lost = |truth: &Truth| {
+                let mut durable = truth.clone();
+                durable.lose_unflushed();
+                durable.first_violation(disk).is_some()
+            };
+            if only_here && truth.flushed > 0 && truth.durable_on.len() == 1 && is_lost(truth) {
                 lost = Some(truth.flushed);
             }
             truth.complete_on.remove(&target);

@@ -127,6 +127,8 @@ fn split_brain_without_divergence() {
 fn flushed_writes_that_a_resync_would_overwrite() {
     let mut world = busy();
     let (first, second) = primary(&world);
+    let sector = a_written_sector(&world, second);
+    world.node_mut(second).disks.get_mut(&VOLUME).unwrap().corrupt(sector, 999_999);
     let truth = &mut world.truths.get_mut(&VOLUME).unwrap()[0];
     truth.flushed = 3;
     truth.durable_on = BTreeSet::from([first]);

@@ -1,8 +1,8 @@
 //! Steps a world along a script, and cuts power where it is told to.
 
 use engine::Command;
+use sim::action::Action;
 use sim::disk::{Disk, Survival, View};
-use sim::rng::Rng;
 use sim::swarm::{MS, Options, SECOND};
 use sim::world::{Event, World};
 use types::{BlockOp, ByteRange, ConnectionState, DiskState, NodeId, ReplicationState};
@@ -163,7 +163,7 @@ impl Driver {
     pub fn crash(&mut self, node: NodeId, survival: Survival) -> Go {
         self.at_rest = false;
         disk_of(&mut self.world, node).survive(survival);
-        self.world.crash(node, true);
+        self.world.act(power_loss(node));
         self.look()
     }
 
@@ -183,7 +183,7 @@ impl Driver {
             .map_err(Stop::Wrong)?;
         for id in victims {
             disk_of(&mut self.world, *id).survive(survival);
-            self.world.crash(*id, true);
+            self.world.act(power_loss(*id));
         }
         self.look()?;
         for (id, logged) in victims.iter().zip(logged) {
@@ -228,6 +228,11 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// The machine comes back after a moment.
+fn power_loss(node: NodeId) -> Action {
+    Action::Crash { node, power: true, keep_device: false, late: false, restart_after: SECOND }
 }
 
 fn disk_of(world: &mut World, node: NodeId) -> &mut Disk {
