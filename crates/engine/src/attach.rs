@@ -213,6 +213,13 @@ impl Engine {
     }
 
     pub(crate) fn detach_committed(&mut self, number: VolumeNumber, command: Option<CommandId>) {
+        // Another detach was quicker.
+        if self.volume(number).disk == DiskState::Diskless {
+            return self.answer(command, Ok(()));
+        }
+        if self.volume(number).detach.is_some() || self.volume(number).backing.is_none() {
+            return self.answer(command, Err(busy()));
+        }
         self.abort_resyncs(number, "detach");
         self.show_generation_without_disk(number);
         let left_behind = self.peers.values().any(|p| {

@@ -288,6 +288,13 @@ impl Engine {
         self.emit(Effect::Reply { id, result });
     }
 
+    /// A change that no command asked for has nobody to tell.
+    fn answer(&mut self, command: Option<CommandId>, result: Result<(), Refusal>) {
+        if let Some(id) = command {
+            self.reply(id, result);
+        }
+    }
+
     fn refuse(&mut self, id: CommandId, refusal: Refusal) {
         self.emit(Effect::Reply { id, result: Err(refusal) });
     }

@@ -578,7 +578,7 @@ pub(crate) fn busy() -> Refusal {
     Refusal {
         code: -18,
         rule: "SS_IN_TRANSIENT_STATE",
-        state: "a change of role is under way".to_string(),
+        state: "another change is under way".to_string(),
         next_step: "try again when it is through",
     }
 }

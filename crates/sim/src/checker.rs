@@ -248,7 +248,7 @@ impl World {
             let result = consistent(status).and_then(|()| self.check_bounds(*id));
             self.expect(result.map_err(|e| format!("{id:?}: {e}")));
         }
-        if !self.is_quiet() {
+        if !self.is_quiet() || !self.is_whole_mesh() {
             return;
         }
         let ids: Vec<NodeId> = statuses.keys().copied().collect();
@@ -278,6 +278,12 @@ impl World {
         };
         let silent = |link: &Link| !link.carries_anything(self.now);
         self.nodes.values().all(idle) && self.net.links.values().all(silent)
+    }
+
+    /// Where a third node is cut off, two others learn with a Primary's PEER_ACK what it lacks: a moment later.
+    fn is_whole_mesh(&self) -> bool {
+        let ids = self.node_ids();
+        ids.len() <= 2 || ids.iter().all(|a| ids.iter().all(|b| a == b || self.is_link_whole(*a, *b)))
     }
 
     fn check_quiet_pair(&mut self, (a, one): (NodeId, &Status), (b, other): (NodeId, &Status)) -> Result<(), String> {
