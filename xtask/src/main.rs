@@ -20,7 +20,7 @@ enum Command {
     Demo(demo::Args),
     /// Ratios of speed, in one table
     Bench(bench::Args),
-    /// The simulator: --seeds N [--from S], or --seed S [--trace]
+    /// The simulator: --seeds N, --seconds N, --seed S --trace, --shrink S, --scenario FILE
     Sim(test::SimArgs),
     /// Whole machines in QEMU: real ublk, real kernels
     Vm(vm::Args),

@@ -237,7 +237,7 @@ fn find_planted(log: &Path) -> Result<String> {
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct SimArgs {
-    /// Passed on to the simulator: --seeds N [--from S], --seed S [--trace]
+    /// Passed on to the simulator; without any it prints them
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
