@@ -181,7 +181,7 @@ fn promotion(snapshot: &Snapshot) -> (bool, u32) {
 
 /// One sentence: is all well, what is missing, what happens next.
 fn verdict(local: &LocalResource, snapshot: &Snapshot) -> String {
-    let name = |id| local.node_names.get(id).map_or("?", String::as_str);
+    let name = |id: &types::NodeId| local.node_names.get(id).map_or("?", String::as_str);
     let mut troubles: Vec<String> =
         snapshot.status.troubles().iter().map(|trouble| explain(trouble, &local.name, name)).collect();
     for (number, volume) in &snapshot.volumes {
