@@ -377,6 +377,7 @@ impl World {
         let excused = self.forced || self.given_up.contains(&(target, volume)) || tail;
         let truths = self.truths.entry(volume).or_default();
         let disk = &self.nodes[&source].disks[&volume];
+        let discards = self.options.discard_per_mille > 0;
         let mut lost = None;
         for truth in truths.iter_mut() {
             let only_here = truth.durable_on.contains(&target) && !truth.durable_on.contains(&source);
@@ -384,7 +385,7 @@ impl World {
             let is_lost = |truth: &Truth| {
                 let mut durable = truth.clone();
                 durable.lose_unflushed();
-                durable.first_violation(disk).is_some()
+                durable.is_behind(disk, discards)
             };
             if only_here && truth.flushed > 0 && truth.durable_on.len() == 1 && is_lost(truth) {
                 lost = Some(truth.flushed);

@@ -127,9 +127,11 @@ fn split_brain_without_divergence() {
 fn flushed_writes_that_a_resync_would_overwrite() {
     let mut world = busy();
     let (first, second) = primary(&world);
-    let sector = a_written_sector(&world, second);
-    world.node_mut(second).disks.get_mut(&VOLUME).unwrap().corrupt(sector, 999_999);
+    let range = ByteRange::new(4096, 512).unwrap();
     let truth = &mut world.truths.get_mut(&VOLUME).unwrap()[0];
+    let (stamp, now) = (1 << 40, 1 << 41);
+    truth.submit(range, stamp, stamp);
+    truth.complete(range, stamp, now, true);
     truth.flushed = 3;
     truth.durable_on = BTreeSet::from([first]);
     world.judge_resync(first, second, VOLUME);
