@@ -268,13 +268,15 @@ impl World {
                 self.resync_starts(id, peer, volume);
             }
             EngineEvent::ResyncFinished { peer, volume, source: false, failed_blocks: 0, .. } => {
-                self.resync_ends(id, peer, volume);
+                // Under A what the source has completed may still be on its way.
+                let whole = self.options.protocol != Protocol::A;
+                self.resync_ends(id, peer, volume, whole);
             }
             // What completed while the source had not heard of the end is on the target's disk too.
             EngineEvent::ResyncFinished { peer, volume, source: true, failed_blocks: 0, .. }
                 if self.options.protocol != Protocol::A && self.is_link_whole(id, peer) =>
             {
-                self.resync_ends(peer, id, volume);
+                self.resync_ends(peer, id, volume, true);
             }
             EngineEvent::SplitBrain { peer, .. } => self.split_brain_found(id, peer),
             EngineEvent::Replication { peer, to: ReplicationState::Established, .. } => self.may_be_together(id, peer),

@@ -401,10 +401,14 @@ impl World {
         }
     }
 
-    pub(crate) fn resync_ends(&mut self, target: NodeId, source: NodeId, volume: VolumeNumber) {
+    /// `whole`: the target has everything that the source has completed.
+    pub(crate) fn resync_ends(&mut self, target: NodeId, source: NodeId, volume: VolumeNumber, whole: bool) {
         self.given_up.remove(&(target, volume));
         self.untracked.remove(&(target, volume));
         self.untracked.remove(&(source, volume));
+        if !whole {
+            return;
+        }
         for truth in self.truths.entry(volume).or_default() {
             if truth.complete_on.contains(&source) {
                 truth.complete_on.insert(target);
