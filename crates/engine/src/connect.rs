@@ -156,7 +156,7 @@ impl Engine {
             device.disk_sent = None;
             device.sequence = 0;
         }
-        self.send_data(id, None, Message::ConnectionFeatures(version::offer(me, id)), None);
+        self.send_data(id, None, Message::ConnectionFeatures(version::offer(me, id, false)), None);
     }
 
     pub(crate) fn link_down(&mut self, peer: NodeId, link: LinkId, error: LinkError) {
@@ -278,7 +278,7 @@ impl Engine {
     }
 
     fn features(&mut self, peer: NodeId, theirs: ConnectionFeatures) {
-        let mine = version::offer(self.me, peer);
+        let mine = version::offer(self.me, peer, false);
         let (their_id, my_id) = (u32::from(peer.get()), u32::from(self.me.get()));
         if theirs.sender_node_id != their_id || theirs.receiver_node_id != my_id {
             let text = format!(
@@ -327,7 +327,7 @@ impl Engine {
             );
         }
         *answered = true;
-        let response = auth::response(auth.algorithm, &auth.secret, theirs, me);
+        let response = auth::response(auth.algorithm, &auth.secret, theirs, Some(me));
         self.send_data(peer, None, Message::AuthResponse(response), None);
         self.authenticated(peer);
     }
@@ -336,7 +336,7 @@ impl Engine {
         let entry = self.peer_mut(peer);
         let auth = entry.config.auth.clone().expect("the phase is Auth");
         let Some(Phase::Auth { challenge, verified, .. }) = entry.link.as_mut().map(|l| &mut l.phase) else { return };
-        if !auth::verify(auth.algorithm, &auth.secret, challenge, peer, theirs) {
+        if !auth::verify(auth.algorithm, &auth.secret, challenge, Some(peer), theirs) {
             return self.end_connection(
                 peer,
                 End::StandAlone,

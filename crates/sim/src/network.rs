@@ -57,7 +57,7 @@ impl Frame {
             return Err(format!("header announces {} bytes of data, {carried} follow", parts.payload_bytes));
         }
         let message = wire::decode(context, &header, socket, fixed).map_err(|e| e.to_string())?;
-        Ok((header.command, header.volume, message))
+        Ok((header.command, wire::volume_of(context, &header), message))
     }
 
     pub fn len(&self) -> u64 {

@@ -54,8 +54,8 @@ impl HmacAlgorithm {
 }
 
 /// What `node` answers to `challenge`. Both our own answer (the peer's challenge, our id) and what we expect of the
-/// peer (our challenge, its id).
-pub fn response(algorithm: HmacAlgorithm, secret: &[u8], challenge: &[u8], node: NodeId) -> Vec<u8> {
+/// peer (our challenge, its id). `None` in the 8.4 dialect, which has no node ids.
+pub fn response(algorithm: HmacAlgorithm, secret: &[u8], challenge: &[u8], node: Option<NodeId>) -> Vec<u8> {
     match algorithm {
         HmacAlgorithm::Md5 => finish(mac::<Hmac<Md5>>(secret, challenge, node)),
         HmacAlgorithm::Sha1 => finish(mac::<Hmac<Sha1>>(secret, challenge, node)),
@@ -65,7 +65,13 @@ pub fn response(algorithm: HmacAlgorithm, secret: &[u8], challenge: &[u8], node:
 }
 
 /// Whether `received` is the answer of `peer` to our `challenge`. Takes the same time wherever the bytes differ.
-pub fn verify(algorithm: HmacAlgorithm, secret: &[u8], challenge: &[u8], peer: NodeId, received: &[u8]) -> bool {
+pub fn verify(
+    algorithm: HmacAlgorithm,
+    secret: &[u8],
+    challenge: &[u8],
+    peer: Option<NodeId>,
+    received: &[u8],
+) -> bool {
     match algorithm {
         HmacAlgorithm::Md5 => matches(mac::<Hmac<Md5>>(secret, challenge, peer), received),
         HmacAlgorithm::Sha1 => matches(mac::<Hmac<Sha1>>(secret, challenge, peer), received),
@@ -79,11 +85,13 @@ pub fn is_reflection(own_challenge: &[u8], received_challenge: &[u8]) -> bool {
     own_challenge == received_challenge
 }
 
-fn mac<M: Mac + KeyInit>(secret: &[u8], challenge: &[u8], node: NodeId) -> M {
+fn mac<M: Mac + KeyInit>(secret: &[u8], challenge: &[u8], node: Option<NodeId>) -> M {
     assert!(secret.len() <= SECRET_BYTES_MAX, "the shared secret has {} bytes", secret.len());
     let mut mac = <M as KeyInit>::new_from_slice(secret).expect("HMAC takes a key of any length");
     mac.update(challenge);
-    mac.update(&u32::from(node.get()).to_be_bytes());
+    if let Some(node) = node {
+        mac.update(&u32::from(node.get()).to_be_bytes());
+    }
     mac
 }
 
@@ -106,7 +114,7 @@ mod tests {
     fn names_and_lengths() {
         for algorithm in ALL {
             assert_eq!(HmacAlgorithm::parse(algorithm.name()), Some(algorithm));
-            let answer = response(algorithm, b"secret", &[7; 64], NodeId::new(3).unwrap());
+            let answer = response(algorithm, b"secret", &[7; 64], NodeId::new(3));
             assert_eq!(answer.len(), algorithm.digest_bytes());
         }
         assert_eq!(HmacAlgorithm::parse("crc32c"), None);
@@ -114,11 +122,12 @@ mod tests {
 
     #[test]
     fn every_input_counts() {
-        let (node, other) = (NodeId::new(1).unwrap(), NodeId::new(2).unwrap());
+        let (node, other) = (NodeId::new(1), NodeId::new(2));
         for algorithm in ALL {
             let answer = response(algorithm, b"secret", &[7; 64], node);
             assert!(verify(algorithm, b"secret", &[7; 64], node, &answer));
             assert!(!verify(algorithm, b"secret", &[7; 64], other, &answer), "{algorithm:?}: node id");
+            assert!(!verify(algorithm, b"secret", &[7; 64], None, &answer), "{algorithm:?}: no node id");
             assert!(!verify(algorithm, b"Secret", &[7; 64], node, &answer), "{algorithm:?}: secret");
             assert!(!verify(algorithm, b"secret", &[8; 64], node, &answer), "{algorithm:?}: challenge");
             assert!(!verify(algorithm, b"secret", &[7; 64], node, &answer[1..]), "{algorithm:?}: cut");

@@ -6,13 +6,14 @@ mod data;
 mod handshake;
 mod reader;
 mod twopc;
+mod v84;
 mod writer;
 
 use crate::error::DecodeError;
 use crate::frame::{Header, HeaderForm};
 use crate::message::{BitmapChunk, Message, Socket};
 use crate::packet::{BULK_BYTES_MAX, Body, Packet, PacketInfo, Scope};
-use crate::version::{Agreed, PROTOCOL_MAX, PROTOCOL_MIN, feature};
+use crate::version::{self, Agreed, PROTOCOL_MAX, PROTOCOL_MIN, feature};
 use alloc::vec::Vec;
 pub use data::{ID_SYNCER, ov_result};
 use reader::Reader;
@@ -48,6 +49,16 @@ impl Context {
         self.features & feature != 0
     }
 
+    /// The 8.4 dialect was agreed on.
+    pub const fn is_v84(&self) -> bool {
+        version::is_v84(self.protocol)
+    }
+
+    /// The line of a packet in the table of the dialect.
+    pub fn packet_info(&self, number: u16) -> Option<&'static PacketInfo> {
+        if self.is_v84() { crate::v84::packet_info(number) } else { PacketInfo::of_number(number) }
+    }
+
     const fn has_resync_ids(&self) -> bool {
         self.protocol >= PROTOCOL_WITH_RESYNC_IDS
     }
@@ -68,8 +79,14 @@ pub struct FrameParts {
 /// Judges a frame by its header, before memory is reserved for it: known packet, right socket, right volume, a length
 /// that the packet can have.
 pub fn frame_parts(ctx: &Context, header: &Header, socket: Socket) -> Result<FrameParts, DecodeError> {
-    let info = judge_head(header, socket)?;
+    let info = judge_head(ctx, header, socket)?;
     judge_length(ctx, header, info)
+}
+
+/// The volume that a frame concerns. 8.4 says 0 for the whole connection, and does not look at it.
+pub fn volume_of(ctx: &Context, header: &Header) -> Option<VolumeNumber> {
+    let whole = ctx.packet_info(header.command).is_some_and(|info| info.scope == Scope::Connection);
+    header.volume.filter(|_| !(ctx.is_v84() && whole))
 }
 
 fn judge_length(ctx: &Context, header: &Header, info: &PacketInfo) -> Result<FrameParts, DecodeError> {
@@ -110,9 +127,9 @@ fn judge_length(ctx: &Context, header: &Header, info: &PacketInfo) -> Result<Fra
     }
 }
 
-fn judge_head(header: &Header, socket: Socket) -> Result<&'static PacketInfo, DecodeError> {
+fn judge_head(ctx: &Context, header: &Header, socket: Socket) -> Result<&'static PacketInfo, DecodeError> {
     let command = u64::from(header.command);
-    let Some(info) = PacketInfo::of_number(header.command) else {
+    let Some(info) = ctx.packet_info(header.command) else {
         return Err(header_error("unknown packet", "command", 6, command, "no packet of this dialect has this number"));
     };
     if matches!(info.packet, Packet::InitialData | Packet::InitialMeta) {
@@ -149,7 +166,7 @@ fn header_error(
 /// Reads a message. `fixed`: the [`FrameParts::fixed_bytes`] bytes after the header. The integrity digest in them is
 /// skipped, see [`integrity_digest`].
 pub fn decode(ctx: &Context, header: &Header, socket: Socket, fixed: &[u8]) -> Result<Message, DecodeError> {
-    let info = judge_head(header, socket)?;
+    let info = judge_head(ctx, header, socket)?;
     let parts = judge_length(ctx, header, info)?;
     if fixed.len() != parts.fixed_bytes {
         let violated = "is not what the header announced";
@@ -170,6 +187,11 @@ pub fn integrity_digest(fixed: &[u8]) -> &[u8] {
 }
 
 fn decode_body(ctx: &Context, packet: Packet, parts: FrameParts, r: &mut Reader<'_>) -> Result<Message, DecodeError> {
+    if ctx.is_v84()
+        && let Some(message) = v84::read(packet, r)?
+    {
+        return Ok(message);
+    }
     Ok(match packet {
         Packet::ConnectionFeatures => Message::ConnectionFeatures(handshake::read_features(r)?),
         Packet::AuthChallenge => Message::AuthChallenge(r.rest().to_vec()),
@@ -252,6 +274,14 @@ fn decode_body(ctx: &Context, packet: Packet, parts: FrameParts, r: &mut Reader<
             Message::FlushForward { sequence: r.u64("sequence")?, initiator: r.u32("initiator_node_id")? }
         }
         Packet::InitialData | Packet::InitialMeta => unreachable!("refused by judge_head"),
+        Packet::Uuids
+        | Packet::SyncUuid
+        | Packet::StateChgReq
+        | Packet::StateChgReply
+        | Packet::ConnStChgReq
+        | Packet::ConnStChgReply
+        | Packet::Superseded
+        | Packet::RetryWrite => unreachable!("not in the table of this dialect"),
     })
 }
 
@@ -326,6 +356,7 @@ pub fn packet_of(ctx: &Context, message: &Message) -> Packet {
         Message::TwopcYes(_) => Packet::TwopcYes,
         Message::TwopcNo(_) => Packet::TwopcNo,
         Message::TwopcRetry(_) => Packet::TwopcRetry,
+        Message::V84(message) => v84::packet_of(message),
     }
 }
 
@@ -336,7 +367,9 @@ pub fn packet_of(ctx: &Context, message: &Message) -> Packet {
 /// `volume` is `None` exactly for what concerns the whole connection (asserted, as is every length limit).
 pub fn encode(ctx: &Context, volume: Option<VolumeNumber>, message: &Message, out: &mut Vec<u8>) {
     let packet = packet_of(ctx, message);
-    let info = packet.info();
+    let Some(info) = ctx.packet_info(packet.number()) else {
+        panic!("{} is no packet of protocol {}", packet.name(), ctx.protocol);
+    };
     match info.scope {
         Scope::Volume => assert!(volume.is_some(), "{} concerns one volume", info.name),
         Scope::Connection => assert!(volume.is_none(), "{} concerns the connection, not {volume:?}", info.name),
@@ -345,6 +378,11 @@ pub fn encode(ctx: &Context, volume: Option<VolumeNumber>, message: &Message, ou
     // The receiver does not know our header form before it has read our features.
     let form = if packet == Packet::ConnectionFeatures { HeaderForm::H80 } else { HeaderForm::H100 };
     let start = out.len();
+    let volume = if ctx.is_v84() && info.scope == Scope::Connection && form == HeaderForm::H100 {
+        VolumeNumber::new(0)
+    } else {
+        volume
+    };
     let mut header = Header { command: packet.number(), volume, len: 0, form };
     header.encode(out);
     let body = start + form.header_bytes();
@@ -376,7 +414,9 @@ fn encode_body(ctx: &Context, message: &Message, out: &mut Vec<u8>) {
             writer::u64(out, uuid.0);
             writer::u64(out, *weak_nodes);
         }
+        Message::State(word) if ctx.is_v84() => v84::write_state(*word, out),
         Message::State(word) => writer::u32(out, word.0),
+        Message::V84(message) => v84::write(message, out),
         Message::EnableReplicationNext(enable) | Message::EnableReplication(enable) => {
             out.extend_from_slice(&[*enable, 0, 0, 0]);
         }

@@ -14,9 +14,10 @@ pub mod frame;
 pub mod message;
 pub mod packet;
 pub mod state_word;
+pub mod v84;
 pub mod version;
 
-pub use codec::{Context, FrameParts, decode, encode, frame_parts};
+pub use codec::{Context, FrameParts, decode, encode, frame_parts, volume_of};
 pub use error::DecodeError;
 pub use frame::{Header, HeaderForm, first_packet, parse_first_packet};
 pub use message::{Message, Socket};

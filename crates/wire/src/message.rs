@@ -1,14 +1,15 @@
-//! Every message of the DRBD 9 dialect as a value. One variant a packet; numbers and layouts: docs/wire.md.
+//! Every message of the DRBD 9 dialect as a value, and those that only 8.4 has in one variant ([`v84::Message84`]). One variant a packet; numbers and layouts: docs/wire.md.
 //!
 //! Sectors of the wire are already bytes here ([`ByteRange`]). Fields that the receiver must echo unchanged
 //! (`block_id`, barrier numbers) are opaque numbers: encoding writes the same bytes that decoding read.
 
+use crate::v84;
 use alloc::string::String;
 use alloc::vec::Vec;
 use types::{ByteRange, NodeId, NodeSet, Uuid};
 
 /// The two sockets of a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub enum Socket {
     /// Handshake, requests, bulk data, states, bitmaps.
     Data,
@@ -350,6 +351,9 @@ pub enum Message {
     TwopcYes(TwopcReply),
     TwopcNo(TwopcReply),
     TwopcRetry(TwopcReply),
+
+    /// What only the 8.4 dialect has.
+    V84(v84::Message84),
 }
 
 impl Message {

@@ -1,9 +1,10 @@
-//! The one table of packets: number, name, socket, whose they are, length, since when, who sends them.
+//! The table of packets of the DRBD 9 dialect (that of 8.4: `v84`): number, name, socket, whose they are, length, since when, who sends them.
 //!
 //! docs/wire.md "Packets" is printed from this table; a test keeps the two equal. A new packet needs a line here, a
 //! variant of `Message` and its place in `codec`.
 
 use crate::message::Socket;
+use crate::v84;
 use crate::version::{PROTOCOL_MAX, PROTOCOL_MIN, feature};
 
 /// Largest data of one DATA, DATA_REPLY or RS_DATA_REPLY, and of one read or resync request. Bytes.
@@ -41,19 +42,29 @@ pub enum Packet {
     DataRequest = 0x08,
     RsDataRequest = 0x09,
     Protocol = 0x0b,
+    /// Only in the 8.4 dialect.
+    Uuids = 0x0c,
     Sizes = 0x0d,
     State = 0x0e,
+    /// Only in the 8.4 dialect.
+    SyncUuid = 0x0f,
     AuthChallenge = 0x10,
     AuthResponse = 0x11,
+    /// Only in the 8.4 dialect.
+    StateChgReq = 0x12,
     Ping = 0x13,
     PingAck = 0x14,
     RecvAck = 0x15,
     WriteAck = 0x16,
     RsWriteAck = 0x17,
+    /// Only in the 8.4 dialect.
+    Superseded = 0x18,
     NegAck = 0x19,
     NegDreply = 0x1a,
     NegRsDreply = 0x1b,
     BarrierAck = 0x1c,
+    /// Only in the 8.4 dialect.
+    StateChgReply = 0x1d,
     OvRequest = 0x1e,
     OvReply = 0x1f,
     OvResult = 0x20,
@@ -63,6 +74,12 @@ pub enum Packet {
     CompressedBitmap = 0x24,
     OutOfSync = 0x28,
     RsCancel = 0x29,
+    /// Only in the 8.4 dialect.
+    ConnStChgReq = 0x2a,
+    /// Only in the 8.4 dialect.
+    ConnStChgReply = 0x2b,
+    /// Only in the 8.4 dialect.
+    RetryWrite = 0x2c,
     ProtocolUpdate = 0x2d,
     TwopcPrepare = 0x2e,
     TwopcAbort = 0x2f,
@@ -104,7 +121,7 @@ pub enum Packet {
 }
 
 impl Packet {
-    /// `None` for numbers that this dialect does not have, those of the 8.4 dialect included.
+    /// `None` for numbers that the DRBD 9 dialect does not have, those of the 8.4 dialect included.
     pub fn from_number(number: u16) -> Option<Packet> {
         PacketInfo::of_number(number).map(|info| info.packet)
     }
@@ -114,7 +131,9 @@ impl Packet {
     }
 
     pub fn info(self) -> &'static PacketInfo {
-        PacketInfo::of_number(self.number()).unwrap_or_else(|| panic!("{self:?} has no line in the packet table"))
+        let number = self.number();
+        let info = PacketInfo::of_number(number).or_else(|| v84::packet_info(number));
+        info.unwrap_or_else(|| panic!("{self:?} has no line in a packet table"))
     }
 
     /// DRBD's name, without its `P_`.
@@ -185,19 +204,19 @@ impl PacketInfo {
         self.since <= protocol && protocol <= self.until && features & self.feature == self.feature
     }
 
-    const fn since(self, since: u32) -> PacketInfo {
+    pub(crate) const fn since(self, since: u32) -> PacketInfo {
         PacketInfo { since, ..self }
     }
-    const fn until(self, until: u32) -> PacketInfo {
+    pub(crate) const fn until(self, until: u32) -> PacketInfo {
         PacketInfo { until, ..self }
     }
-    const fn needs(self, feature: u32) -> PacketInfo {
+    pub(crate) const fn needs(self, feature: u32) -> PacketInfo {
         PacketInfo { feature, ..self }
     }
 }
 
 /// A line for a packet on the data socket.
-const fn d(
+pub(crate) const fn d(
     packet: Packet,
     name: &'static str,
     scope: Scope,
@@ -210,7 +229,7 @@ const fn d(
 }
 
 /// A line for a packet on the control socket.
-const fn c(
+pub(crate) const fn c(
     packet: Packet,
     name: &'static str,
     scope: Scope,
@@ -221,7 +240,7 @@ const fn c(
     PacketInfo { socket: Socket::Control, ..d(packet, name, scope, body, direction, answer) }
 }
 
-const fn digest_after(fixed: u32) -> Body {
+pub(crate) const fn digest_after(fixed: u32) -> Body {
     Body::Tail { fixed, min: 1, max: DIGEST_BYTES_MAX, step: 1 }
 }
 
@@ -229,7 +248,7 @@ use Body::{Bulk, Exact, Tail};
 use Packet as P;
 use Scope::{Connection, Either, Volume};
 
-const NAME_TAIL: Body = Tail { fixed: 24, min: 1, max: NAME_BYTES_MAX, step: 1 };
+pub(crate) const NAME_TAIL: Body = Tail { fixed: 24, min: 1, max: NAME_BYTES_MAX, step: 1 };
 
 // One packet a line: this is a table.
 #[rustfmt::skip]

@@ -39,12 +39,12 @@ pub mod flag {
 }
 
 impl StateWord {
-    fn get(self, field: Field) -> u8 {
+    pub(crate) fn get(self, field: Field) -> u8 {
         // The widest field has 5 bits.
         ((self.0 & field.mask) >> field.shift) as u8
     }
 
-    fn with(self, field: Field, number: u8) -> StateWord {
+    pub(crate) fn with(self, field: Field, number: u8) -> StateWord {
         let value = u32::from(number) << field.shift;
         assert!(value & !field.mask == 0, "{number} does not fit in {field:?}");
         StateWord(self.0 & !field.mask | value)

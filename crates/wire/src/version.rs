@@ -4,12 +4,17 @@ use crate::message::ConnectionFeatures;
 use core::fmt;
 use types::NodeId;
 
-/// Lowest protocol version we speak: the first that the released kernels 9.1 to 9.3 share beyond the 8.4 dialect.
-/// Lower needs another order of the handshake (110..=117) or another dialect (up to 101).
+/// Lowest protocol version of the DRBD 9 dialect that we speak: the first that the released kernels 9.1 to 9.3 share beyond the 8.4 dialect.
+/// Lower needs another order of the handshake (110..=117) or the 8.4 dialect.
 pub const PROTOCOL_MIN: u32 = 118;
 
 /// Highest protocol version we speak: that of DRBD 9.2 and 9.3. Higher is unknown.
 pub const PROTOCOL_MAX: u32 = 124;
+
+/// Lowest and highest version of the 8.4 dialect that we speak (`v84`). Below 100 frames have other headers and a
+/// connection has one volume; every release of 8.4 has at least 100.
+pub const V84_MIN: u32 = 100;
+pub const V84_MAX: u32 = 101;
 
 /// Maxima in this gap were never released or lie between the dialects; 9.1 and newer refuse them too.
 const GAP: core::ops::RangeInclusive<u32> = 102..=117;
@@ -50,17 +55,17 @@ pub mod feature {
 pub const FEATURES_OFFERED: u32 =
     feature::TRIM | feature::WSAME | feature::WZEROES | feature::RESYNC_DAGTAG | feature::TWOPC_V2;
 
-/// A connection without these is refused: we have no other layout for the two-phase packets.
+/// A connection of the DRBD 9 dialect without these is refused: we have no other layout for the two-phase packets.
 pub const FEATURES_REQUIRED: u32 = feature::TWOPC_V2;
 
 const _: () = assert!(FEATURES_OFFERED == 0x3d);
 const _: () = assert!(FEATURES_OFFERED & FEATURES_REQUIRED == FEATURES_REQUIRED);
-const _: () = assert!(PROTOCOL_MIN > *GAP.end());
+const _: () = assert!(PROTOCOL_MIN > *GAP.end() && V84_MAX < *GAP.start());
 
-/// Our CONNECTION_FEATURES from `own` to `peer`.
-pub fn offer(own: NodeId, peer: NodeId) -> ConnectionFeatures {
+/// Our CONNECTION_FEATURES from `own` to `peer`. `with_v84`: the 8.4 dialect too; it knows two nodes, no more.
+pub fn offer(own: NodeId, peer: NodeId, with_v84: bool) -> ConnectionFeatures {
     ConnectionFeatures {
-        protocol_min: PROTOCOL_MIN,
+        protocol_min: if with_v84 { V84_MIN } else { PROTOCOL_MIN },
         protocol_max: PROTOCOL_MAX,
         features: FEATURES_OFFERED,
         sender_node_id: own.get().into(),
@@ -73,6 +78,17 @@ pub fn offer(own: NodeId, peer: NodeId) -> ConnectionFeatures {
 pub struct Agreed {
     pub protocol: u32,
     pub features: u32,
+}
+
+impl Agreed {
+    pub const fn is_v84(&self) -> bool {
+        is_v84(self.protocol)
+    }
+}
+
+/// An agreed version of the 8.4 dialect. 0: nothing is agreed yet.
+pub const fn is_v84(protocol: u32) -> bool {
+    0 < protocol && protocol <= V84_MAX
 }
 
 /// Why two offers do not go together. All of them last until one side's software or configuration changes.
@@ -93,7 +109,8 @@ impl fmt::Display for Refusal {
         match self {
             Refusal::NoCommonProtocol { mine, theirs } => write!(
                 f,
-                "no protocol version in common: we speak {}..={}, the peer {}..={}; DRBD 9.1 or newer is needed",
+                "no protocol version in common: we speak {}..={}, the peer {}..={}; DRBD 9.1 or newer is needed, or 8.4 \
+                 in a resource of two nodes",
                 mine.0, mine.1, theirs.0, theirs.1
             ),
             Refusal::Gap { their_max } => {
@@ -126,7 +143,7 @@ pub fn negotiate(mine: &ConnectionFeatures, theirs: &ConnectionFeatures) -> Resu
         return Err(Refusal::FaultyResyncDagtag);
     }
     let missing = FEATURES_REQUIRED & !agreed.features;
-    if missing != 0 {
+    if missing != 0 && !agreed.is_v84() {
         return Err(Refusal::FeaturesMissing { missing });
     }
     Ok(agreed)
@@ -142,7 +159,7 @@ mod tests {
     use super::*;
 
     fn ours() -> ConnectionFeatures {
-        offer(NodeId::new(0).unwrap(), NodeId::new(1).unwrap())
+        offer(NodeId::new(0).unwrap(), NodeId::new(1).unwrap(), true)
     }
 
     fn theirs(protocol_min: u32, protocol_max: u32, features: u32) -> ConnectionFeatures {
@@ -157,11 +174,21 @@ mod tests {
             ("9.1.23", theirs(86, 121, 0x06f), Ok(Agreed { protocol: 121, features: 0x2d })),
             ("9.2.2", theirs(86, 121, 0x07f), Err(Refusal::FaultyResyncDagtag)),
             ("9.0.32", theirs(86, 121, 0x00f), Err(Refusal::FeaturesMissing { missing: 0x20 })),
-            ("8.4.11", theirs(86, 101, 0x00f), Err(Refusal::NoCommonProtocol { mine: (118, 124), theirs: (86, 101) })),
+            ("8.4.11", theirs(86, 101, 0x00f), Ok(Agreed { protocol: 101, features: 0x0d })),
+            ("8.4.0", theirs(86, 100, 0x000), Ok(Agreed { protocol: 100, features: 0 })),
+            ("8.3", theirs(86, 97, 0x000), Err(Refusal::NoCommonProtocol { mine: (100, 124), theirs: (86, 97) })),
         ];
         for (release, their_offer, expected) in cases {
             assert_eq!(negotiate(&ours(), &their_offer), expected, "{release}");
         }
+    }
+
+    #[test]
+    fn a_resource_of_more_nodes_does_not_offer_the_8_4_dialect() {
+        let more = offer(NodeId::new(0).unwrap(), NodeId::new(1).unwrap(), false);
+        let refusal = negotiate(&more, &theirs(86, 101, 0x00f)).unwrap_err();
+        assert_eq!(refusal, Refusal::NoCommonProtocol { mine: (118, 124), theirs: (86, 101) });
+        assert_eq!(negotiate(&more, &theirs(86, 124, 0x3ff)).unwrap().protocol, 124);
     }
 
     #[test]
@@ -182,7 +209,7 @@ mod tests {
     #[test]
     fn a_peer_that_only_speaks_newer_versions() {
         let refusal = negotiate(&ours(), &theirs(125, 130, 0xfff)).unwrap_err();
-        assert_eq!(refusal, Refusal::NoCommonProtocol { mine: (118, 124), theirs: (125, 130) });
+        assert_eq!(refusal, Refusal::NoCommonProtocol { mine: (100, 124), theirs: (125, 130) });
         assert_eq!(negotiate(&ours(), &theirs(120, 130, 0x3ff)).unwrap().protocol, 124);
     }
 }

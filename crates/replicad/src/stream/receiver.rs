@@ -149,7 +149,7 @@ impl Receiver {
         let message = wire::decode(ctx, &header, self.socket, fixed)?;
         self.start += header_bytes + parts.fixed_bytes;
         self.consumed += (header_bytes + parts.fixed_bytes) as u64;
-        Ok(Some((header.volume, message, parts.payload_bytes as usize)))
+        Ok(Some((wire::volume_of(ctx, &header), message, parts.payload_bytes as usize)))
     }
 
     /// Bytes of the stream before the message that is being read.

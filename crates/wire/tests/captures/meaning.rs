@@ -135,7 +135,7 @@ fn state(word: StateWord) -> String {
     )
 }
 
-fn render(message: &Message) -> String {
+pub fn render(message: &Message) -> String {
     match message {
         Message::ConnectionFeatures(f) => format!(
             "min={} max={} flags={:#x} sender_node={} receiver_node={}",
@@ -198,6 +198,7 @@ fn render(message: &Message) -> String {
         | Message::RsDeallocated(a) => ack(a),
         Message::Ping | Message::PingAck | Message::UnplugRemote | Message::Disconnect => String::new(),
         Message::Bitmap(_) => unreachable!("bitmaps have tests of their own"),
+        Message::V84(_) => unreachable!("not in these captures"),
     }
 }
 

@@ -37,18 +37,36 @@ pub struct Stream {
 /// All captures of DRBD 9 with their names, loaded once for all tests.
 pub fn all() -> &'static [(String, Vec<Stream>)] {
     static ALL: OnceLock<Vec<(String, Vec<Stream>)>> = OnceLock::new();
-    ALL.get_or_init(|| names().into_iter().map(|name| (name.clone(), load(&name))).collect())
+    ALL.get_or_init(|| load_all("9-"))
 }
 
-fn names() -> Vec<String> {
+/// All captures of DRBD 8.4.
+pub fn all_84() -> &'static [(String, Vec<Stream>)] {
+    static ALL: OnceLock<Vec<(String, Vec<Stream>)>> = OnceLock::new();
+    ALL.get_or_init(|| load_all("84-"))
+}
+
+fn load_all(prefix: &str) -> Vec<(String, Vec<Stream>)> {
+    names(prefix).into_iter().map(|name| (name.clone(), load(&name))).collect()
+}
+
+fn names(prefix: &str) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(directory())
         .expect("tests/fixtures is part of the repository")
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .filter_map(|file| file.strip_suffix(".streams.json.gz").map(str::to_owned))
-        .filter(|name| name.starts_with("9-"))
+        .filter(|name| name.starts_with(prefix))
         .collect();
     names.sort();
     names
+}
+
+/// The listing that an independent decoder made of a capture.
+pub fn listing(name: &str) -> String {
+    let file = std::fs::File::open(directory().join(format!("{name}.listing.gz"))).unwrap();
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+    text
 }
 
 fn directory() -> PathBuf {
@@ -87,7 +105,11 @@ pub fn load(name: &str) -> Vec<Stream> {
             true => without_first_packet(sent, socket, &place),
             false => sent,
         };
-        let agreed = agree(&bytes, *id);
+        let everything = match name.starts_with("84-") {
+            true => Agreed { protocol: 101, features: 0x00f },
+            false => Agreed { protocol: 124, features: 0x3ff },
+        };
+        let agreed = agree(&bytes, *id).unwrap_or(everything);
         let frames = walk(rest, socket, agreed, &place);
         streams.push(Stream { connection: *id, from: from.to_owned(), to: to.to_owned(), socket, frames });
     }
@@ -101,13 +123,14 @@ fn without_first_packet<'a>(bytes: &'a [u8], socket: Socket, place: &str) -> &'a
     rest
 }
 
-/// What both sides' features packets come to; a socket without them belongs to a pair that agreed on everything.
-fn agree(bytes: &BTreeMap<(u64, String), Vec<u8>>, connection: u64) -> Agreed {
+/// What both sides' features packets come to. A socket without them (`None`) belongs to a pair that agreed on everything
+/// that its release has.
+fn agree(bytes: &BTreeMap<(u64, String), Vec<u8>>, connection: u64) -> Option<Agreed> {
     let offers: Vec<_> =
         bytes.iter().filter(|((id, _), _)| *id == connection).filter_map(|(_, bytes)| features_of(bytes)).collect();
     match offers.as_slice() {
-        [one, two] => negotiate(one, two).unwrap(),
-        _ => Agreed { protocol: 124, features: 0x3ff },
+        [one, two] => Some(negotiate(one, two).unwrap()),
+        _ => None,
     }
 }
 
@@ -145,7 +168,7 @@ fn walk(mut bytes: &[u8], socket: Socket, agreed: Agreed, place: &str) -> Vec<Fr
             head: shown,
             digest: digest.to_vec(),
             payload: payload.to_vec(),
-            packet: Packet::from_number(header.command).unwrap(),
+            packet: ctx.packet_info(header.command).unwrap().packet,
             message,
         };
         if let Message::Protocol(options) | Message::ProtocolUpdate(options) = &frame.message {
