@@ -88,6 +88,8 @@ pub struct VolumeConfig {
 #[derive(Clone, Debug)]
 pub struct PeerConfig {
     pub protocol: Protocol,
+    /// What is offered; in a resource of more than two nodes never 8.4.
+    pub dialects: wire::version::Dialects,
     /// CRAM-HMAC. `None`: no authentication.
     pub auth: Option<AuthConfig>,
     pub timeout: Duration,

@@ -118,7 +118,7 @@ impl Engine {
 
     pub(crate) fn link_up(&mut self, id: NodeId, link: LinkId, arbiter: bool) {
         let now = self.now;
-        let me = self.me;
+        let offer = self.our_offer(id);
         let Some(peer) = self.peers.get_mut(&id) else {
             return self.emit(Effect::CloseLink { peer: id, link });
         };
@@ -133,6 +133,7 @@ impl Engine {
             protocol: 0,
             features: 0,
             offered: 0,
+            v84: None,
             deadline: Some(now + patience),
             heard: now,
             pings: VecDeque::new(),
@@ -156,7 +157,7 @@ impl Engine {
             device.disk_sent = None;
             device.sequence = 0;
         }
-        self.send_data(id, None, Message::ConnectionFeatures(version::offer(me, id, false)), None);
+        self.send_data(id, None, Message::ConnectionFeatures(offer), None);
     }
 
     pub(crate) fn link_down(&mut self, peer: NodeId, link: LinkId, error: LinkError) {
@@ -267,6 +268,11 @@ impl Engine {
             (Phase::Options, Message::AuthChallenge(_)) => self
                 .protocol_error(peer, "the peer wants authentication: configure its shared-secret and cram-hmac-alg"),
             (Phase::Exchange { .. } | Phase::Connected, message) => {
+                let v84 = link.v84.is_some();
+                let message = self.with_resync_ids(peer, volume, message);
+                if v84 {
+                    return self.dispatch_84(peer, volume, message, payload);
+                }
                 self.dispatch(peer, volume, message, payload);
             }
             (phase, message) => {
@@ -278,16 +284,18 @@ impl Engine {
     }
 
     fn features(&mut self, peer: NodeId, theirs: ConnectionFeatures) {
-        let mine = version::offer(self.me, peer, false);
+        let mine = self.our_offer(peer);
+        let agreed = version::negotiate(&mine, &theirs);
+        let v84 = agreed.as_ref().is_ok_and(version::Agreed::is_v84);
         let (their_id, my_id) = (u32::from(peer.get()), u32::from(self.me.get()));
-        if theirs.sender_node_id != their_id || theirs.receiver_node_id != my_id {
+        if !v84 && (theirs.sender_node_id != their_id || theirs.receiver_node_id != my_id) {
             let text = format!(
                 "node ids differ: the peer is {} and takes us for {}, configured are {their_id} and {my_id}",
                 theirs.sender_node_id, theirs.receiver_node_id
             );
             return self.end_connection(peer, End::Retry(RETRY_AFTER_FAILURE), ConnectionState::ProtocolError, &text);
         }
-        let agreed = match version::negotiate(&mine, &theirs) {
+        let agreed = match agreed {
             Ok(agreed) => agreed,
             Err(refusal) => {
                 let text = refusal.to_string();
@@ -302,6 +310,7 @@ impl Engine {
         link.protocol = agreed.protocol;
         link.features = agreed.features;
         link.offered = theirs.features;
+        link.v84 = v84.then(|| crate::v84::LinkState::new(theirs.protocol_max));
         link.phase =
             if with_auth { Phase::Auth { challenge, verified: false, answered: false } } else { Phase::Options };
         let id = link.id;
@@ -314,7 +323,7 @@ impl Engine {
     }
 
     fn challenged(&mut self, peer: NodeId, theirs: &[u8]) {
-        let me = self.me;
+        let me = Some(self.me).filter(|_| !self.speaks_84(peer));
         let entry = self.peer_mut(peer);
         let auth = entry.config.auth.clone().expect("the phase is Auth");
         let Some(Phase::Auth { challenge, answered, .. }) = entry.link.as_mut().map(|l| &mut l.phase) else { return };
@@ -327,16 +336,17 @@ impl Engine {
             );
         }
         *answered = true;
-        let response = auth::response(auth.algorithm, &auth.secret, theirs, Some(me));
+        let response = auth::response(auth.algorithm, &auth.secret, theirs, me);
         self.send_data(peer, None, Message::AuthResponse(response), None);
         self.authenticated(peer);
     }
 
     fn responded(&mut self, peer: NodeId, theirs: &[u8]) {
+        let its_id = Some(peer).filter(|_| !self.speaks_84(peer));
         let entry = self.peer_mut(peer);
         let auth = entry.config.auth.clone().expect("the phase is Auth");
         let Some(Phase::Auth { challenge, verified, .. }) = entry.link.as_mut().map(|l| &mut l.phase) else { return };
-        if !auth::verify(auth.algorithm, &auth.secret, challenge, Some(peer), theirs) {
+        if !auth::verify(auth.algorithm, &auth.secret, challenge, its_id, theirs) {
             return self.end_connection(
                 peer,
                 End::StandAlone,
@@ -398,7 +408,9 @@ impl Engine {
         let link = self.peer_mut(peer).link.as_mut().expect("a message came in on it");
         link.phase = Phase::Exchange { sent: false };
         link.deadline = Some(deadline);
-        if self.me < peer {
+        if self.speaks_84(peer) {
+            self.send_device_packets(peer);
+        } else if self.me < peer {
             self.want_change(Change::Connect { peer }, None);
         }
     }
@@ -494,6 +506,9 @@ impl Engine {
     /// The peer's initial state of a volume is in: perhaps that was the last thing missing.
     pub(crate) fn exchange_progress(&mut self, peer: NodeId) {
         if self.has_heard_all(peer) {
+            if self.speaks_84(peer) {
+                return self.handshake_ready_84(peer);
+            }
             self.twophase_handshake_ready(peer);
         }
     }
@@ -649,7 +664,7 @@ impl Engine {
             }
             self.start_as_decided(peer, number, &decision, "connected");
         }
-        if self.peer(peer).role == Role::Primary {
+        if self.peer(peer).role == Role::Primary && !self.speaks_84(peer) {
             for number in self.volume_numbers() {
                 self.send_uuids(peer, number, 0, None);
             }
@@ -673,7 +688,7 @@ impl Engine {
             let mine = self.volume(number).disk;
             let device = self.device_mut(peer, number);
             let has_data = |disk| disk >= DiskState::Inconsistent && disk != DiskState::DUnknown;
-            let undecided = matches!(device.replication, R::Off | R::WFBitMapS | R::WFBitMapT);
+            let undecided = matches!(device.replication, R::Off | R::WFBitMapS | R::WFBitMapT | R::WFSyncUUID);
             device.reconnect |= !undecided && has_data(mine) && has_data(device.disk);
         }
     }

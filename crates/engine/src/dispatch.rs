@@ -36,6 +36,9 @@ impl Engine {
                 return self.end_connection(peer, End::StandAlone, ConnectionState::Disconnecting, text);
             }
             Message::State(word) if volume.is_none() => return self.peer_role_told(peer, word),
+            Message::V84(_) => {
+                return self.protocol_error(peer, &format!("{} in the DRBD 9 dialect", name_of(&message)));
+            }
             // Hints, and things that two nodes do not need.
             Message::UnplugRemote | Message::PeerDagtag { .. } | Message::FlushForward { .. } => return,
             _ => {}

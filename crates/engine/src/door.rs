@@ -32,7 +32,8 @@ impl Engine {
             return Door::Shut;
         }
         let exchanging = |p: &crate::peer::Peer| {
-            p.volumes.get(&number).is_some_and(|d| d.replication == ReplicationState::WFBitMapT)
+            let state = p.volumes.get(&number).map(|d| d.replication);
+            matches!(state, Some(ReplicationState::WFBitMapT | ReplicationState::WFSyncUUID))
         };
         if self.peers.values().any(exchanging) {
             return Door::Shut;

@@ -63,10 +63,13 @@ impl Engine {
         match decision.strategy {
             Strategy::NoSync => self.start_without_sync(peer, number, decision.rule, reason),
             Strategy::Source(bits) => {
+                self.repair_claims_84(peer, number, decision.rule);
                 self.prepare_bits(peer, number, bits);
                 let theirs = self.peer(peer).volumes[&number].current_uuid;
+                let v84 = self.speaks_84(peer);
                 if let Some(backing) = &mut self.volume_mut(number).backing
                     && bits == BitmapUse::SetAll
+                    && !v84
                     && !theirs.is_just_created()
                 {
                     // An interrupted full sync goes on by bitmap.
@@ -274,8 +277,12 @@ impl Engine {
         match self.peer(peer).volumes[&number].replication {
             ReplicationState::WFBitMapT => {
                 self.send_bitmap(peer, number);
+                if self.speaks_84(peer) {
+                    return self.set_replication(peer, number, ReplicationState::WFSyncUUID, "bitmap exchange done");
+                }
                 self.begin_target(peer, number, "bitmap exchange done");
             }
+            ReplicationState::WFBitMapS if self.speaks_84(peer) => self.announce_sync_uuid(peer, number),
             ReplicationState::WFBitMapS => self.begin_source(peer, number, "bitmap exchange done"),
             _ => {}
         }
@@ -283,9 +290,14 @@ impl Engine {
 
     /// A full sync that the operator ordered: no exchange, both sides know that every block goes (rule RS-2).
     pub(crate) fn start_full_sync(&mut self, peer: NodeId, number: VolumeNumber, source: bool, reason: &'static str) {
+        let v84 = self.speaks_84(peer);
         let Some(backing) = &mut self.volume_mut(number).backing else { return };
         if source {
             backing.set_all_towards(peer);
+            if v84 {
+                self.set_replication(peer, number, ReplicationState::WFBitMapS, reason);
+                return self.announce_sync_uuid(peer, number);
+            }
             self.begin_source(peer, number, reason);
             return;
         }
@@ -295,6 +307,9 @@ impl Engine {
         }
         for slot in backing.unowned_slots() {
             backing.bitmap.set_all(slot);
+        }
+        if v84 {
+            return self.set_replication(peer, number, ReplicationState::WFSyncUUID, reason);
         }
         self.begin_target(peer, number, reason);
     }

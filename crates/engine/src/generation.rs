@@ -48,6 +48,9 @@ impl Engine {
         }
         let weak = self.weak_nodes(number);
         if !self.volume(number).is_writable() {
+            if self.follows_an_84_peer() {
+                return;
+            }
             return self.begin_diskless_generation(number, weak, reason);
         }
         let changed = self.rotate(number, weak, false);
@@ -386,6 +389,9 @@ impl Engine {
 
     /// Who is source, from what both sides say now. Both have a disk.
     pub(crate) fn decide_with_disks(&self, peer: NodeId, number: VolumeNumber, connecting: bool) -> Decision {
+        if self.speaks_84(peer) {
+            return self.decide_84(peer, number);
+        }
         let entry = self.peer(peer);
         let device = &entry.volumes[&number];
         let link = entry.link.as_ref().expect("a decision needs a link");

@@ -147,6 +147,26 @@ rules! {
     BitsAtEqualGenerations = "bits-at-equal-generations",
     // At least one end has no disk: nothing to compare. Chosen by the caller of `decide`.
     NoDisk = "no-disk",
+    // Those of `v84::decide`, with 8.4's numbers.
+    V84JustCreatedBoth = "8.4-10-just-created-both",
+    V84JustCreatedSelf = "8.4-20-just-created-self",
+    V84JustCreatedPeer = "8.4-30-just-created-peer",
+    V84MissedEndSelf = "8.4-34-missed-end-self",
+    V84MissedEndPeer = "8.4-35-missed-end-peer",
+    V84EqualSlotSelf = "8.4-36-equal-with-slot-self",
+    V84EqualSlotPeer = "8.4-37-equal-with-slot-peer",
+    V84Equal = "8.4-40-equal",
+    V84CrashedPrimary = "8.4-40-crashed-primary",
+    V84PrimarySurvived = "8.4-41-primary-survived",
+    V84SlotPeer = "8.4-50-slot-peer",
+    V84LostSyncUuidPeer = "8.4-51-lost-sync-uuid-peer",
+    V84HistoryPeer = "8.4-60-history-peer",
+    V84SlotSelf = "8.4-70-slot-self",
+    V84LostSyncUuidSelf = "8.4-71-lost-sync-uuid-self",
+    V84HistorySelf = "8.4-80-history-self",
+    V84SlotsEqual = "8.4-90-slots-equal",
+    V84HistoriesMeet = "8.4-100-histories-meet",
+    V84Unrelated = "8.4-unrelated",
 }
 
 /// First verdict, before disks, roles and options had their say.

@@ -41,6 +41,7 @@ mod state;
 mod status;
 mod timer;
 mod twophase;
+mod v84;
 mod volume;
 
 use alloc::collections::{BTreeMap, VecDeque};

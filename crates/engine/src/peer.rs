@@ -81,6 +81,8 @@ pub(crate) struct Link {
     pub features: u32,
     /// As the peer offered them.
     pub offered: u32,
+    /// The 8.4 dialect was agreed on.
+    pub v84: Option<crate::v84::LinkState>,
     /// End of the handshake, or of waiting for it.
     pub deadline: Option<Time>,
     /// Last sign of life on the control socket.
@@ -273,7 +275,9 @@ impl Engine {
     // ------------------------------------------------------------------ sending
 
     pub(crate) fn send(&mut self, peer: NodeId, socket: Socket, volume: Option<VolumeNumber>, message: Message) {
-        if let Some(link) = self.peer(peer).link_id() {
+        if let Some(link) = self.peer(peer).link_id()
+            && let Some(message) = self.in_dialect(peer, volume, message)
+        {
             self.emit(Effect::Send { peer, link, socket, volume, message, payload: None });
         }
     }
@@ -285,7 +289,9 @@ impl Engine {
         message: Message,
         payload: Option<types::PayloadId>,
     ) {
-        if let Some(link) = self.peer(peer).link_id() {
+        if let Some(link) = self.peer(peer).link_id()
+            && let Some(message) = self.in_dialect(peer, volume, message)
+        {
             self.emit(Effect::Send { peer, link, socket: Socket::Data, volume, message, payload });
         }
     }

@@ -312,6 +312,7 @@ impl Engine {
         let flushed = self.peer_mut(peer).epochs.flushed(epoch);
         let message = Message::BarrierAck { barrier: flushed.barrier, set_size: flushed.set_size };
         self.send(peer, wire::Socket::Control, None, message);
+        self.settle_epoch_84(peer, epoch);
         let held = core::mem::take(&mut self.peer_mut(peer).held);
         for key in held {
             let Some(write) = self.peer_writes.get(key) else { continue };
@@ -358,7 +359,7 @@ impl Engine {
     }
 
     /// The write's bits are decided: nodes in `has_it` keep theirs, every other slot gets them.
-    fn forget_peer_write(&mut self, key: Key, has_it: NodeSet) {
+    pub(crate) fn forget_peer_write(&mut self, key: Key, has_it: NodeSet) {
         let write = self.peer_writes.remove(key).expect("the caller holds it");
         self.release(write.payload);
         let ok = write.stage == (Stage::Done { ok: true });
@@ -512,6 +513,9 @@ impl Engine {
 
     fn confirm_flushed(&mut self, peer: NodeId) {
         let keys = core::mem::take(&mut self.peer_mut(peer).confirm);
+        if self.speaks_84(peer) {
+            return self.settle_writes_84(peer, &keys);
+        }
         let Some((first, last)) = keys.first().zip(keys.last()) else { return };
         let write = |key: &Key| self.peer_writes.get(*key).expect("unacked names writes that exist");
         let (oldest, youngest, epoch) = (write(first).block_id, write(last).block_id, write(first).epoch);

@@ -251,6 +251,10 @@ impl Engine {
         };
         match mode {
             WriteMode::Nothing => return None,
+            WriteMode::MarkOnly if self.speaks_84(peer) => {
+                self.mark_only_84(peer, key);
+                return None;
+            }
             WriteMode::MarkOnly => return Some(leg),
             WriteMode::Data { may_set_in_sync } => {
                 leg.may_set_in_sync = may_set_in_sync;

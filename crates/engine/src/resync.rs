@@ -85,16 +85,16 @@ pub(crate) struct ResyncRequest {
     pub peer: NodeId,
     pub volume: VolumeNumber,
     pub range: ByteRange,
-    payload: Option<PayloadId>,
+    pub payload: Option<PayloadId>,
     /// It holds or waits for its range.
     ranged: bool,
     /// It holds its range.
     granted: bool,
-    writing: bool,
+    pub writing: bool,
     /// Bits were set for it since it was asked for: the block stays out of sync.
     superseded: bool,
     /// The link is gone, or the resync ended before the answer came.
-    orphan: bool,
+    pub orphan: bool,
 }
 
 impl Engine {
@@ -486,7 +486,8 @@ impl Engine {
                 resync.requests -= 1;
                 resync.marks.update(now, left);
             }
-            self.send_ack(peer, number, range, key, Message::RsWriteAck);
+            let id = self.resync_id(peer, key);
+            self.send_ack(peer, number, range, id, Message::RsWriteAck);
             self.resync_requests.remove(key);
         }
         self.volume_mut(number).pump = true;
@@ -635,6 +636,9 @@ impl Engine {
 
     /// All blocks equal the source's: its generation becomes ours, on disk before anybody is told (rule GE-6).
     fn adopt_generation(&mut self, peer: NodeId, number: VolumeNumber) {
+        if self.speaks_84(peer) {
+            return self.adopt_84(peer, number);
+        }
         let (me, role) = (self.me, self.role);
         let device = self.device_mut(peer, number);
         let theirs = device.uuids.clone();

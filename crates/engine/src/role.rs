@@ -425,6 +425,9 @@ impl Engine {
             {
                 self.set_peer_disk(peer, number, DiskState::UpToDate, "promote --force");
             }
+            if self.speaks_84(peer) {
+                continue;
+            }
             self.send_uuids(peer, number, 0, None);
         }
     }

@@ -202,6 +202,9 @@ impl Engine {
             );
             return self.protocol_error(peer, &text);
         }
+        if disk == DiskState::UpToDate {
+            self.source_finished_84(peer, number);
+        }
         self.device_mut(peer, number).marks = None;
         let since = self.device_mut(peer, number).source_since.take();
         self.set_replication(peer, number, ReplicationState::Established, "resync finished");

@@ -38,6 +38,12 @@ pub(crate) enum Deferred {
     },
     /// A forced promotion began a generation.
     AnnounceForced,
+    /// 8.4: a source has the bitmap UUID that its target will carry during the resync.
+    SyncUuid {
+        peer: NodeId,
+        link: types::LinkId,
+        uuid: types::Uuid,
+    },
     Reply {
         id: CommandId,
     },
@@ -342,6 +348,7 @@ impl Engine {
                 Deferred::ResyncReady { peer } => self.resync_ready(peer, number),
                 Deferred::ResyncFinished { peer } => self.announce_resync_finished(peer, number),
                 Deferred::AnnounceForced => self.announce_forced(number),
+                Deferred::SyncUuid { peer, link, uuid } => self.send_sync_uuid(peer, number, link, uuid),
                 Deferred::Reply { id } => self.reply(id, Ok(())),
             }
         }
@@ -373,6 +380,9 @@ impl Engine {
             } else {
                 self.generation_is_due(number, "a peer's disk is gone");
             }
+        }
+        if had_data && to <= D::Failed {
+            self.primary_lost_its_disk_84(peer, number);
         }
         if to != D::UpToDate {
             self.generation_confirmed(peer, number);

@@ -205,6 +205,7 @@ impl Engine {
             return self.change_refused(wanted, refusal);
         }
         let mut asked = self.peers_to_tell();
+        asked.retain(|peer| !self.speaks_84(*peer) || crate::v84::needs_consent(change));
         if let Change::Connect { peer } = change {
             if !matches!(self.peer(peer).link.as_ref().map(|l| &l.phase), Some(Phase::Exchange { .. })) {
                 return;
@@ -234,6 +235,10 @@ impl Engine {
         let asked = own.asked.clone();
         self.twophase.own = Some(own);
         for peer in &asked {
+            if self.speaks_84(*peer) {
+                self.ask_84(*peer, change);
+                continue;
+            }
             let message = Message::TwopcPrepare(TwopcPrepare { head, mask, value });
             self.send_data(*peer, change.volume(), message, None);
             self.ping(*peer);
@@ -267,6 +272,24 @@ impl Engine {
             _ => return self.take_back(true),
         }
         self.decide_own();
+    }
+
+    /// An 8.4 peer answered what it was asked; it has done it already if it agrees. `None`: ask again later.
+    pub(crate) fn voted_84(&mut self, peer: NodeId, agrees: Option<bool>) {
+        let Some(own) = self.twophase.own.as_mut().filter(|own| own.missing.contains(peer)) else { return };
+        own.missing = own.missing.without(peer);
+        own.reachable = own.reachable.with(peer);
+        match agrees {
+            Some(true) => {}
+            Some(false) => own.refused = true,
+            None => return self.take_back(true),
+        }
+        self.decide_own();
+    }
+
+    /// A change of this node's own is open.
+    pub(crate) fn has_own_change(&self) -> bool {
+        self.twophase.own.is_some()
     }
 
     /// All votes are in (and for a connect, all device packets): commit or give up.
@@ -356,6 +379,9 @@ impl Engine {
             reachable_nodes: if commit { reachable.to_wire() } else { 0 },
         };
         for peer in &own.asked {
+            if self.speaks_84(*peer) {
+                continue;
+            }
             let message = if commit { Message::TwopcCommit(decision) } else { Message::TwopcAbort(decision) };
             self.send_data(*peer, own.wanted.change.volume(), message, None);
         }

@@ -57,6 +57,7 @@ fn peer(peer: &Peer) -> PeerConfig {
             words::Protocol::B => Protocol::B,
             words::Protocol::C => Protocol::C,
         },
+        dialects: wire::version::Dialects::Both,
         auth: net.cram_hmac_alg.map(|hash| AuthConfig {
             algorithm: HmacAlgorithm::parse(hash.word())
                 .unwrap_or_else(|| panic!("{} was accepted as cram-hmac-alg", hash.word())),

@@ -89,6 +89,7 @@ impl World {
         let peer = PeerConfig {
             protocol: o.protocol,
             auth: None,
+            dialects: wire::version::Dialects::Nine,
             timeout: Duration::from_nanos(o.timeout),
             ko_count: 7,
             ping_int: Duration::from_nanos(o.ping_int),

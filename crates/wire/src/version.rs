@@ -58,15 +58,29 @@ pub const FEATURES_OFFERED: u32 =
 /// A connection of the DRBD 9 dialect without these is refused: we have no other layout for the two-phase packets.
 pub const FEATURES_REQUIRED: u32 = feature::TWOPC_V2;
 
+/// The same in the 8.4 dialect: what our device promises to an application, a peer must be able to take. The last
+/// releases of 8.4 have them.
+pub const FEATURES_REQUIRED_V84: u32 = feature::TRIM | feature::WSAME | feature::WZEROES;
+
 const _: () = assert!(FEATURES_OFFERED == 0x3d);
 const _: () = assert!(FEATURES_OFFERED & FEATURES_REQUIRED == FEATURES_REQUIRED);
 const _: () = assert!(PROTOCOL_MIN > *GAP.end() && V84_MAX < *GAP.start());
 
-/// Our CONNECTION_FEATURES from `own` to `peer`. `with_v84`: the 8.4 dialect too; it knows two nodes, no more.
-pub fn offer(own: NodeId, peer: NodeId, with_v84: bool) -> ConnectionFeatures {
+/// Which dialects a node offers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dialects {
+    /// DRBD 9 only: a resource of more than two nodes, which 8.4 does not know.
+    Nine,
+    Both,
+    /// 8.4 only.
+    V84,
+}
+
+/// Our CONNECTION_FEATURES from `own` to `peer`.
+pub fn offer(own: NodeId, peer: NodeId, dialects: Dialects) -> ConnectionFeatures {
     ConnectionFeatures {
-        protocol_min: if with_v84 { V84_MIN } else { PROTOCOL_MIN },
-        protocol_max: PROTOCOL_MAX,
+        protocol_min: if dialects == Dialects::Nine { PROTOCOL_MIN } else { V84_MIN },
+        protocol_max: if dialects == Dialects::V84 { V84_MAX } else { PROTOCOL_MAX },
         features: FEATURES_OFFERED,
         sender_node_id: own.get().into(),
         receiver_node_id: peer.get().into(),
@@ -120,7 +134,7 @@ impl fmt::Display for Refusal {
                 "protocol version 121 with RESYNC_DAGTAG (DRBD 9.2.0 to 9.2.2) acknowledges discards wrongly; upgrade the peer",
             ),
             Refusal::FeaturesMissing { missing } => {
-                write!(f, "the peer lacks features {missing:#x} that we need; DRBD 9.1 or newer is needed")
+                write!(f, "the peer lacks features {missing:#x} that we need; DRBD 9.1 or newer or the last 8.4 is needed")
             }
         }
     }
@@ -142,8 +156,9 @@ pub fn negotiate(mine: &ConnectionFeatures, theirs: &ConnectionFeatures) -> Resu
     if agreed.protocol == PROTOCOL_WITHOUT_RESYNC_DAGTAG && agreed.features & feature::RESYNC_DAGTAG != 0 {
         return Err(Refusal::FaultyResyncDagtag);
     }
-    let missing = FEATURES_REQUIRED & !agreed.features;
-    if missing != 0 && !agreed.is_v84() {
+    let required = if agreed.is_v84() { FEATURES_REQUIRED_V84 } else { FEATURES_REQUIRED };
+    let missing = required & !agreed.features;
+    if missing != 0 {
         return Err(Refusal::FeaturesMissing { missing });
     }
     Ok(agreed)
@@ -159,7 +174,7 @@ mod tests {
     use super::*;
 
     fn ours() -> ConnectionFeatures {
-        offer(NodeId::new(0).unwrap(), NodeId::new(1).unwrap(), true)
+        offer(NodeId::new(0).unwrap(), NodeId::new(1).unwrap(), Dialects::Both)
     }
 
     fn theirs(protocol_min: u32, protocol_max: u32, features: u32) -> ConnectionFeatures {
@@ -175,7 +190,7 @@ mod tests {
             ("9.2.2", theirs(86, 121, 0x07f), Err(Refusal::FaultyResyncDagtag)),
             ("9.0.32", theirs(86, 121, 0x00f), Err(Refusal::FeaturesMissing { missing: 0x20 })),
             ("8.4.11", theirs(86, 101, 0x00f), Ok(Agreed { protocol: 101, features: 0x0d })),
-            ("8.4.0", theirs(86, 100, 0x000), Ok(Agreed { protocol: 100, features: 0 })),
+            ("8.4.0", theirs(86, 100, 0x000), Err(Refusal::FeaturesMissing { missing: 0x0d })),
             ("8.3", theirs(86, 97, 0x000), Err(Refusal::NoCommonProtocol { mine: (100, 124), theirs: (86, 97) })),
         ];
         for (release, their_offer, expected) in cases {
@@ -185,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_resource_of_more_nodes_does_not_offer_the_8_4_dialect() {
-        let more = offer(NodeId::new(0).unwrap(), NodeId::new(1).unwrap(), false);
+        let more = offer(NodeId::new(0).unwrap(), NodeId::new(1).unwrap(), Dialects::Nine);
         let refusal = negotiate(&more, &theirs(86, 101, 0x00f)).unwrap_err();
         assert_eq!(refusal, Refusal::NoCommonProtocol { mine: (118, 124), theirs: (86, 101) });
         assert_eq!(negotiate(&more, &theirs(86, 124, 0x3ff)).unwrap().protocol, 124);

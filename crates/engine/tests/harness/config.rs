@@ -19,6 +19,7 @@ pub fn resource(me: NodeId, all: &[NodeId], volumes: u16, protocol: Protocol) ->
     let connection = PeerConfig {
         protocol,
         auth: None,
+        dialects: wire::version::Dialects::Nine,
         timeout: Duration::from_secs(6),
         ko_count: 7,
         ping_int: Duration::from_secs(10),
