@@ -7,6 +7,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod machine;
 mod test_harness;
+mod test_interop;
 mod test_replicad;
 mod test_ublk;
 
@@ -17,6 +18,9 @@ use machine::{Report, Verdict, Vm};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// What utilities of DRBD 9 call when the module is an 8.4.
+const DRBDSETUP_84: [&str; 2] = ["/usr/lib/drbd/drbdsetup-84", "/lib/drbd/drbdsetup-84"];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -34,6 +38,8 @@ enum VmCommand {
     TestUblk(TestArgs),
     /// Two daemons on real ublk: fail-over, kills, a power cut
     TestReplicad(ReplicadArgs),
+    /// A kernel's DRBD 8.4 and a daemon replicate with each other
+    TestInterop(InteropArgs),
     /// Ratios on real ublk, against a pass-through and against the kernel's DRBD; `xtask bench` has them, too
     Bench(BenchArgs),
 }
@@ -85,6 +91,15 @@ struct ReplicadArgs {
 }
 
 #[derive(clap::Args)]
+struct InteropArgs {
+    #[command(flatten)]
+    test: TestArgs,
+    /// Only this test; repeatable, in this order
+    #[arg(long)]
+    only: Vec<String>,
+}
+
+#[derive(clap::Args)]
 struct BenchArgs {
     #[command(flatten)]
     bench: bench::MachineArgs,
@@ -105,6 +120,10 @@ pub fn main(args: Args) -> Result<()> {
         VmCommand::TestUblk(args) => test_ublk::main(&Lab::open()?, args.flavours(), args.refresh),
         VmCommand::TestReplicad(ReplicadArgs { test, only }) => {
             test_replicad::main(&Lab::open()?, test.flavours(), test.refresh, only)
+        }
+        VmCommand::TestInterop(args) => {
+            let InteropArgs { test, only } = args;
+            test_interop::main(&Lab::open()?, test.flavours(), test.refresh, &only)
         }
         VmCommand::Bench(args) => crate::bench::publish(&bench::rows(&args.bench, args.refresh)?),
     }

@@ -11,7 +11,7 @@
 use super::image::Image;
 use super::kernel::{Flavour, Kernel};
 use super::machine::{INSTRUCTION_NS, Report, Vm};
-use super::{Lab, judge};
+use super::{DRBDSETUP_84, Lab, judge};
 use crate::bench::Row;
 use crate::{packages, workspace};
 use anyhow::{Context, Result, bail, ensure};
@@ -28,8 +28,6 @@ const MEMORY_MIB: u32 = 2048;
 /// Ends a hang: far above what a round and the rest take.
 const LIMIT_PER_ROUND: Duration = Duration::from_secs(180);
 const LIMIT_OF_THE_REST: Duration = Duration::from_secs(300);
-/// What utilities of DRBD 9 call when the module is an 8.4.
-const DRBDSETUP_84: [&str; 2] = ["/usr/lib/drbd/drbdsetup-84", "/lib/drbd/drbdsetup-84"];
 
 /// By instructions, a round with each side first; more would say the same.
 const ROUNDS_BY_INSTRUCTIONS: u32 = 2;

@@ -1,0 +1,588 @@
+# A kernel's DRBD 8.4 and a replicad replicate with each other, in one machine. Before this stands `replicad.sh`.
+#
+# DRBD 8.4 opens its connections in the first network namespace (10.1.1.1); the daemon lives in namespace bob (10.1.1.2).
+# Each pair of nodes is made anew on two RAM disks: ram0 is the kernel's, ram1 ours.
+set -u
+
+kern=/dev/drbd0
+kern_disk=/dev/ram0
+our_disk=/dev/ram1
+
+network() {
+    ip netns add bob
+    ip link add va type veth peer name vb netns bob
+    ip addr add 10.1.1.1/24 dev va
+    ip link set va up
+    ip -n bob addr add 10.1.1.2/24 dev vb
+    ip -n bob link set vb up
+    ip -n bob link set lo up
+    # drbdmeta locks a minor there.
+    mkdir -p /var/lock
+}
+
+# ---- the two nodes
+
+# our_config PROTOCOL [NET_OPTION, ...]
+our_config() {
+    cat >"$conf" <<TOML
+[[resource]]
+name = "r0"
+net = { protocol = "$1", timeout = 60, ping-timeout = 50, connect-int = 7, ping-int = 11, socket-check-timeout = 10${2:+, $2} }
+[[resource.volume]]
+number = 0
+device = "ublk:1"
+disk = "/nowhere"
+[[resource.on]]
+node = "kern"
+node-id = 0
+address = "10.1.1.1:7789"
+[[resource.on]]
+node = "bob"
+node-id = 1
+address = "10.1.1.2:7789"
+volume = [{ number = 0, disk = "$our_disk" }]
+TOML
+}
+bob() { ctl bob "$@"; }
+dr() { drbdsetup-84 "$@"; }
+# Without the controller of the resync rate, which begins slowly.
+kern_attach() { dr attach 0 $kern_disk $kern_disk internal --c-plan-ahead=0 --resync-rate=100000; }
+# kern_connect PROTOCOL [OPTION...]
+kern_connect() {
+    kern_protocol=$1
+    shift
+    dr connect r0 ipv4:10.1.1.1:7789 ipv4:10.1.1.2:7789 --protocol="$kern_protocol" --timeout=60 --ping-timeout=50 \
+        --connect-int=7 --socket-check-timeout=10 "$@"
+}
+kern_disconnect() { dr disconnect ipv4:10.1.1.1:7789 ipv4:10.1.1.2:7789 "$@"; }
+kern_new() {
+    drbdmeta --force 0 v08 $kern_disk internal create-md >/dev/null
+    dr new-resource r0
+    dr new-minor r0 0 0
+    kern_attach
+}
+our_new() {
+    bob create-md r0 --force
+    start bob ip netns exec bob
+}
+# Fresh disks, full of what differs.
+wipe() {
+    dd if=/dev/urandom of=$kern_disk bs=1M count=32 oflag=direct 2>/dev/null
+    dd if=/dev/urandom of=$our_disk bs=1M count=32 oflag=direct 2>/dev/null
+}
+down() {
+    if [ -e /tmp/bob.pid ] && [ -d "/proc/$(cat /tmp/bob.pid)" ]; then
+        bob demote r0 || true
+        bob down r0 || true
+        end bob
+    fi
+    dr secondary 0 2>/dev/null || true
+    dr down r0 2>/dev/null || true
+}
+# pair PROTOCOL [OUR_NET_OPTION [KERNEL_OPTION...]]: both fresh and connected.
+pair() {
+    pair_protocol=$1
+    pair_ours=${2:-}
+    [ $# -lt 2 ] || shift
+    shift
+    down
+    wipe
+    our_config "$pair_protocol" "$pair_ours"
+    kern_new
+    our_new
+    kern_connect "$pair_protocol" "$@"
+    bob up r0
+    connected
+}
+
+# ---- what they say
+
+kern_line() { grep -E '^ *0: cs:' /proc/drbd || echo none; }
+kern_says() { kern_line | tr ' ' '\n' | sed -n "s/^$1://p"; }
+# kern_number KEY: of the second line: ns, nr, oos, ...
+kern_number() { sed -n '/^ *0: cs:/{n;p;}' /proc/drbd | tr ' ' '\n' | sed -n "s/^$1://p"; }
+is_kern() { [ "$(kern_says "$1")" = "$2" ]; }
+turned() { echo "${1#*/}/${1%/*}"; }
+our_dstate() { bob dstate r0 | tr -d '\n'; }
+# Own role and the peer's.
+our_roles() { bob status r0 --verbose | sed -n 's/.* role:\([A-Za-z]*\).*/\1/p' | tr '\n' '/' | sed 's,/$,,'; }
+our_cstate() { bob cstate r0 | tr -d '\n'; }
+# Both show the same, from their sides.
+agree() {
+    agree_tries=0
+    until [ "$(turned "$(kern_says ds)")" = "$(our_dstate)" ] && [ "$(turned "$(kern_says ro)")" = "$(our_roles)" ]; do
+        agree_tries=$((agree_tries + 1))
+        [ $agree_tries -lt 30 ] || { cat /proc/drbd; bob status r0 --verbose; return 1; }
+        sleep 0.1
+    done
+}
+connected() {
+    bob wait-connect r0 --timeout 120
+    eventually kern_is_connected
+}
+kern_is_connected() { case $(kern_says cs) in WF* | StandAlone | Unconnected | none | '') return 1 ;; esac; }
+in_sync() {
+    bob wait-sync r0 --timeout 240
+    eventually is_kern cs Connected
+    eventually is_kern ds UpToDate/UpToDate
+    equal "out of sync at the kernel" "$(kern_number oos)" 0
+    agree
+}
+kern_bytes() { echo $(($(cat /sys/block/drbd0/size) * 512)); }
+# The backing devices, byte by byte; what the page cache has of them is old.
+same_bytes() {
+    echo 1 >/proc/sys/vm/drop_caches
+    above "size of the volume" "$(kern_bytes)" 1000000
+    cmp -n "$(kern_bytes)" $kern_disk $our_disk
+}
+both_in_sync() { in_sync; same_bytes; }
+# Nothing that the kernel complains of in a healthy protocol.
+kernel_content() {
+    if dmesg | sed -n '/interop: from here/,$p' | grep -E 'drbd.*(error|unexpected|ASSERT|unknown|Unexpected|BAD|wrong|magic|FIXME)' |
+        grep -vE "$1"; then
+        return 1
+    fi
+}
+mark_kernel_log() { echo "interop: from here" >/dev/kmsg; }
+# scribble DEVICE MIB_OFFSET COUNT: that many 4k blocks, 64 KiB apart.
+scribble() {
+    scribble_at=0
+    while [ $scribble_at -lt "$3" ]; do
+        dd if=/dev/urandom of="$1" bs=4k count=1 seek=$(($2 * 256 + scribble_at * 16)) oflag=direct conv=notrunc \
+            2>/dev/null
+        scribble_at=$((scribble_at + 1))
+    done
+}
+our_promote() { promote bob "$@"; }
+our_demote() { demote bob; }
+kern_promote() { dr primary 0 "$@"; }
+kern_demote() { dr secondary 0; }
+
+# ---- the tests. Each begins where it wants to: `pair`, or `synced` from a fresh pair.
+
+# synced PROTOCOL [OUR_NET_OPTION [KERNEL_OPTION...]]: equal and UpToDate, both Secondary. Nothing was copied for it:
+# both ends were told that they are equal, and made so before.
+synced() {
+    pair "$@"
+    kern_promote --force
+    in_sync
+    kern_demote
+    agree
+}
+
+# Both fresh: connected, nothing synced, and each sees the other.
+first_connect() {
+    pair C
+    equal "the kernel's disks" "$(kern_says ds)" Inconsistent/Inconsistent
+    agree
+}
+sync_from_kernel() {
+    kern_promote --force
+    in_sync
+    kern_demote
+    agree
+    same_bytes
+}
+sync_from_us() {
+    pair C
+    our_promote --force
+    in_sync
+    our_demote
+    agree
+    same_bytes
+}
+skip_initial_sync_ours() {
+    pair C
+    bob new-current-uuid --clear-bitmap r0
+    eventually is_kern ds UpToDate/UpToDate
+    agree
+}
+skip_initial_sync_kernel() {
+    pair C
+    dr new-current-uuid --clear-bitmap 0
+    in_sync
+}
+# writes DEVICE: of several shapes.
+writes() {
+    scribble "$1" 0 64
+    dd if=/dev/urandom of="$1" bs=1M count=4 seek=8 oflag=direct conv=notrunc 2>/dev/null
+    dd if=/dev/urandom of="$1" bs=512 count=9 seek=30001 oflag=direct conv=notrunc 2>/dev/null
+    dd if=/dev/urandom of="$1" bs=4k count=8 seek=5000 oflag=direct,dsync conv=notrunc,fsync 2>/dev/null
+    fio --name=w --filename="$1" --rw=randwrite --bs=4k --iodepth=16 --ioengine=libaio --direct=1 --size=8m --offset=16m \
+        --number_ios=400 --fsync=50 >/tmp/fio.out 2>&1 3>&- || { cat /tmp/fio.out; return 1; }
+    blkdiscard -o 1048576 -l 2097152 "$1"
+    blkdiscard -z -o 4194304 -l 1048576 "$1"
+    scribble "$1" 1 4
+    sync
+}
+# Secondary and Primary on both sides, by turns, with writes in between; a refused second Primary.
+roles() {
+    synced "$1"
+    for turn in 1 2; do
+        kern_promote
+        agree
+        refused bob promote r0
+        writes $kern
+        kern_demote
+        agree
+        same_bytes
+        our_promote
+        agree
+        refused kern_promote
+        writes $dev
+        our_demote
+        agree
+        same_bytes
+    done
+    equal "out of sync at the kernel" "$(kern_number oos)" 0
+}
+protocol_c() { roles C; }
+protocol_b() { roles B; }
+protocol_a() { roles A; }
+# A file system on top, handed over twice.
+file_system() {
+    synced C
+    kern_promote
+    mkfs.ext4 -q -F $kern
+    mkdir -p /tmp/mnt
+    mount -t ext4 $kern /tmp/mnt
+    head -c 3000000 /dev/urandom >/tmp/mnt/from_kernel
+    umount /tmp/mnt
+    kern_demote
+    our_promote
+    mount -t ext4 $dev /tmp/mnt
+    cp /tmp/mnt/from_kernel /tmp/mnt/from_us
+    umount /tmp/mnt
+    our_demote
+    kern_promote
+    e2fsck -fn $kern
+    mount -t ext4 $kern /tmp/mnt
+    cmp /tmp/mnt/from_kernel /tmp/mnt/from_us
+    umount /tmp/mnt
+    kern_demote
+    same_bytes
+}
+
+# Blocks of the last resync, as the daemon says it.
+last_resync() { sed -n 's/.*resync [a-z]* peer 0 of \([0-9]*\) blocks.*/\1/p' /tmp/bob.log | tail -n 1; }
+# A resync of just the blocks that were written meanwhile.
+only_the_difference() { equal "blocks of the resync" "$(last_resync)" "$1"; }
+link() { ip link set va "$1"; }
+disconnected() {
+    eventually kern_is_away
+    eventually we_are_away
+}
+kern_is_away() { refused kern_is_connected >/dev/null; }
+we_are_away() { case $(our_cstate) in Connected) return 1 ;; esac; }
+
+# Who is Primary: kernel. Who says goodbye: we, the kernel, nobody.
+outage_kernel_primary() {
+    synced C
+    kern_promote
+    writes $kern
+    for how in ours kernel link; do
+        part $how
+        scribble $kern 4 40
+        join $how
+        both_in_sync
+        only_the_difference 40
+    done
+    kern_demote
+}
+outage_our_primary() {
+    synced C
+    our_promote
+    writes $dev
+    for how in ours kernel link; do
+        part $how
+        scribble $dev 4 40
+        join $how
+        both_in_sync
+        only_the_difference 40
+    done
+    our_demote
+}
+part() {
+    case $1 in
+    ours) bob disconnect r0 ;;
+    kernel) kern_disconnect ;;
+    link) link down ;;
+    esac
+    disconnected
+}
+join() {
+    case $1 in
+    ours) bob connect r0 ;;
+    kernel) kern_connect C ;;
+    link) link up ;;
+    esac
+    connected
+}
+# The other side takes over while one is away, and the old Primary comes back as target.
+fail_over_to_us() {
+    synced C
+    kern_promote
+    writes $kern
+    kern_demote
+    link down
+    disconnected
+    our_promote
+    scribble $dev 6 30
+    link up
+    connected
+    both_in_sync
+    only_the_difference 30
+    our_demote
+}
+fail_over_to_kernel() {
+    synced C
+    our_promote
+    writes $dev
+    our_demote
+    link down
+    disconnected
+    kern_promote
+    scribble $kern 6 30
+    link up
+    connected
+    both_in_sync
+    only_the_difference 30
+    kern_demote
+}
+# Writes while the resync runs.
+writes_in_resync() {
+    synced C
+    for who in kernel ours; do
+        link down
+        disconnected
+        if [ $who = kernel ]; then kern_promote && device=$kern; else our_promote && device=$dev; fi
+        dd if=/dev/urandom of=$device bs=1M count=24 oflag=direct conv=notrunc 2>/dev/null
+        link up
+        connected
+        scribble $device 2 100
+        both_in_sync
+        if [ $who = kernel ]; then kern_demote; else our_demote; fi
+        agree
+        same_bytes
+    done
+}
+invalidate() {
+    synced C
+    bob invalidate r0
+    both_in_sync
+    bob invalidate-remote r0
+    both_in_sync
+    dr invalidate 0
+    both_in_sync
+    dr invalidate-remote 0
+    both_in_sync
+}
+split() {
+    link down
+    disconnected
+    kern_promote
+    scribble $kern 3 20
+    kern_demote
+    our_promote
+    scribble $dev 5 10
+    our_demote
+    link up
+    eventually is_kern cs StandAlone
+    eventually we_stand_alone
+}
+we_stand_alone() { [ "$(our_cstate)" = StandAlone ]; }
+# Detected by both; each side in turn gives its data up.
+split_brain() {
+    synced C
+    split
+    kern_connect C
+    bob connect r0 --discard-my-data
+    connected
+    both_in_sync
+    only_the_difference 30
+    split
+    bob connect r0
+    kern_connect C --discard-my-data
+    connected
+    both_in_sync
+    only_the_difference 30
+}
+auth() {
+    synced C "cram-hmac-alg = \"$1\", shared-secret = \"for tests\"" --cram-hmac-alg="$1" "--shared-secret=for tests"
+    kern_promote
+    scribble $kern 0 4
+    same_bytes
+    kern_demote
+}
+auth_sha256() { auth sha256; }
+auth_sha1() { auth sha1; }
+# Neither comes further than StandAlone or the next attempt.
+wrong_secret() {
+    down
+    our_config C 'cram-hmac-alg = "sha256", shared-secret = "one"'
+    kern_new
+    our_new
+    kern_connect C --cram-hmac-alg=sha256 --shared-secret=other
+    bob up r0
+    eventually is_kern cs StandAlone
+    eventually we_stand_alone
+}
+protocol_mismatch() {
+    down
+    our_config C
+    kern_new
+    our_new
+    kern_connect A
+    bob up r0
+    eventually is_kern cs StandAlone
+    eventually we_stand_alone
+}
+# The kernel's disk goes: it reads from us and writes to us. It comes back: the difference.
+kernel_detach_primary() {
+    synced C
+    kern_promote
+    writes $kern
+    dr detach 0
+    eventually is_kern ds Diskless/UpToDate
+    agree
+    dd if=$kern of=/tmp/read bs=1M count=16 iflag=direct 2>/dev/null
+    echo 1 >/proc/sys/vm/drop_caches
+    cmp -n 16777216 /tmp/read $our_disk
+    rm /tmp/read
+    scribble $kern 2 25
+    drbdmeta --force 0 v08 $kern_disk internal apply-al >/dev/null
+    kern_attach
+    both_in_sync
+    kern_demote
+}
+kernel_detach_secondary() {
+    synced C
+    our_promote
+    dr detach 0
+    eventually is_kern ds Diskless/UpToDate
+    agree
+    scribble $dev 2 25
+    kern_attach
+    both_in_sync
+    only_the_difference 25
+    our_demote
+}
+our_detach_primary() {
+    synced C
+    our_promote
+    writes $dev
+    bob detach r0
+    eventually is_kern ds UpToDate/Diskless
+    agree
+    dd if=$dev of=/tmp/read bs=1M count=16 iflag=direct 2>/dev/null
+    echo 1 >/proc/sys/vm/drop_caches
+    cmp -n 16777216 /tmp/read $kern_disk
+    rm /tmp/read
+    scribble $dev 2 25
+    bob attach r0
+    both_in_sync
+    our_demote
+}
+our_detach_secondary() {
+    synced C
+    kern_promote
+    bob detach r0
+    eventually is_kern ds UpToDate/Diskless
+    agree
+    scribble $kern 2 25
+    bob attach r0
+    both_in_sync
+    only_the_difference 25
+    kern_demote
+}
+# The daemon is killed and comes back.
+our_crash_secondary() {
+    synced C
+    kern_promote
+    writes $kern
+    kill -9 "$(cat /tmp/bob.pid)"
+    eventually kern_is_away
+    scribble $kern 4 15
+    start bob ip netns exec bob
+    bob up r0
+    connected
+    both_in_sync
+    only_the_difference 15
+    kern_demote
+}
+# Its hot extents are resynced.
+our_crash_primary() {
+    synced C
+    our_promote
+    writes $dev
+    kill -9 "$(cat /tmp/bob.pid)"
+    eventually kern_is_away
+    start bob ip netns exec bob
+    bob up r0
+    connected
+    both_in_sync
+    above "blocks of the resync" "$(last_resync)" 0
+    below "blocks of the resync" "$(last_resync)" 8182
+}
+# The same, and the kernel went on meanwhile.
+our_crash_primary_kernel_takes_over() {
+    synced C
+    our_promote
+    writes $dev
+    kill -9 "$(cat /tmp/bob.pid)"
+    eventually kern_is_away
+    kern_promote
+    scribble $kern 4 15
+    start bob ip netns exec bob
+    bob up r0
+    connected
+    both_in_sync
+    kern_demote
+}
+# Protocol and options changed by the peer while connected.
+switched_by_the_kernel() {
+    synced C
+    kern_promote
+    for protocol in A B C; do
+        dr net-options ipv4:10.1.1.1:7789 ipv4:10.1.1.2:7789 --protocol=$protocol
+        writes $kern
+        equal "connection" "$(our_cstate)" Connected
+    done
+    kern_demote
+    agree
+    same_bytes
+}
+# The kernel asks with checksums; the answers are data.
+checksum_resync() {
+    synced C 'csums-alg = "sha1"' --csums-alg=sha1
+    our_promote
+    part link
+    scribble $dev 4 40
+    join link
+    both_in_sync
+    only_the_difference 40
+    our_demote
+}
+# Not there yet: refused, and the kernel stays connected.
+verify_is_refused() {
+    synced C 'verify-alg = "sha1"' --verify-alg=sha1
+    refused dr verify 0
+    equal "connection" "$(kern_says cs)" Connected
+    equal "connection" "$(our_cstate)" Connected
+}
+protocol_errors() { kernel_content "$expected_complaints"; }
+# Each is provoked by a test.
+expected_complaints='Split-Brain|error receiving|meta connection shut down|sock was shut down|PingAck did not arrive|incompatible .* settings'
+
+needed() {
+    check "$@"
+    [ "$check_status" = 0 ] || { logs; dmesg | tail -100; exit 1; }
+}
+needed network network
+mark_kernel_log
+for test in $tests; do check "$test" "$test"; done
+check kernel_log protocol_errors
+check kernel_is_well refused kernel_complains
+down
+logs
+dmesg | grep -i drbd
