@@ -10,6 +10,7 @@ use sim::reached::Reached;
 use sim::scenario::Scenario;
 use sim::shrink::Shrinker;
 use sim::steer::Steering;
+use sim::swarm::V84_SEED;
 use sim::{Outcome, Stats, run_scenario, run_seed, trace_seed};
 
 const USAGE: &str = "usage: sim --seeds N [--from S]       seeds S to S+N-1, each on its own merits
@@ -17,6 +18,7 @@ const USAGE: &str = "usage: sim --seeds N [--from S]       seeds S to S+N-1, eac
        sim --seed S [--trace]         one seed, with its story
        sim --scenario FILE [--trace]  a run that was written down
        sim --shrink S|FILE [--to FILE] [--runs N]  makes a failing run small
+       with --v84: two nodes that speak the 8.4 dialect (the seed gets bit 62)
        sim --planted N [--all] (built with the feature `planted`): each planted bug, in at most N seeds
 With --seeds and --seconds: --save DIR writes each failing run down, --table prints all that was reached";
 /// Failing seeds that are printed before the run stops looking.
@@ -39,6 +41,7 @@ struct Arguments {
     runs: Option<u64>,
     planted: Option<u64>,
     all: bool,
+    v84: bool,
 }
 
 fn main() -> ExitCode {
@@ -82,10 +85,15 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--save" => arguments.save = Some(text()?.into()),
             "--to" => arguments.to = Some(text()?.into()),
             "--all" => arguments.all = true,
+            "--v84" => arguments.v84 = true,
             "--table" => arguments.table = true,
             "--trace" => arguments.trace = true,
             other => return Err(format!("unknown argument {other}")),
         }
+    }
+    if arguments.v84 {
+        arguments.from |= V84_SEED;
+        arguments.seed = arguments.seed.map(|seed| seed | V84_SEED);
     }
     Ok(arguments)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use engine::pacing::PacingConfig;
 use engine::{Command, Engine, OnIoError, OnNoData, PeerConfig, ResourceConfig, VolumeConfig};
 use types::{NodeId, Uuid, VolumeNumber};
+use wire::version::Dialects;
 
 use crate::disk::{Disk, View};
 use crate::node::Node;
@@ -89,7 +90,7 @@ impl World {
         let peer = PeerConfig {
             protocol: o.protocol,
             auth: None,
-            dialects: wire::version::Dialects::Nine,
+            dialects: if o.v84 { Dialects::V84 } else { Dialects::Nine },
             timeout: Duration::from_nanos(o.timeout),
             ko_count: 7,
             ping_int: Duration::from_nanos(o.ping_int),

@@ -59,6 +59,8 @@ pub const LEANINGS: [Leaning; 9] = [
     Leaning::Ambush,
 ];
 const LEANING_SHIFT: u32 = 48;
+/// A seed with this bit runs two nodes that speak the 8.4 dialect, otherwise like the seed without it.
+pub const V84_SEED: u64 = 1 << 62;
 
 /// The seed that draws like `seed` and leans to `leaning`.
 pub fn seed_with(seed: u64, leaning: usize) -> u64 {
@@ -68,8 +70,8 @@ pub fn seed_with(seed: u64, leaning: usize) -> u64 {
 
 /// Index in [`LEANINGS`] of what `seed` leans to.
 pub fn leaning_index(seed: u64) -> usize {
-    match seed >> LEANING_SHIFT {
-        0 => (seed % LEANINGS.len() as u64) as usize,
+    match (seed & !V84_SEED) >> LEANING_SHIFT {
+        0 => ((seed & !V84_SEED) % LEANINGS.len() as u64) as usize,
         n => (n as usize - 1) % LEANINGS.len(),
     }
 }
@@ -79,6 +81,8 @@ pub fn leaning_index(seed: u64) -> usize {
 #[serde(default)]
 pub struct Options {
     pub leaning: Leaning,
+    /// The 8.4 dialect, between two nodes.
+    pub v84: bool,
     pub nodes: u8,
     /// The last so many nodes have no disk.
     pub diskless: u8,
@@ -154,12 +158,13 @@ impl Default for Options {
 
 impl Options {
     pub fn draw(seed: u64) -> Options {
-        let rng = &mut Rng::stream(seed, crate::rng::Stream::Options);
+        let rng = &mut Rng::stream(seed & !V84_SEED, crate::rng::Stream::Options);
         let leaning = LEANINGS[leaning_index(seed)];
         let on = |rng: &mut Rng, per_mille, low: u64, high: u64| rng.chance(per_mille).then(|| rng.between(low, high));
         let some = |rng: &mut Rng, per_mille, value: u32| if rng.chance(per_mille) { value } else { 0 };
         let mut options = Options {
             leaning,
+            v84: false,
             nodes: 2,
             diskless: u8::from(rng.chance(80)),
             lying_disks: false,
@@ -211,6 +216,11 @@ impl Options {
             timeout: rng.pick(&[1, 3, 6]) * SECOND,
         };
         options.lean(rng);
+        if seed & V84_SEED != 0 {
+            options.v84 = true;
+            options.nodes = 2;
+            options.diskless = options.diskless.min(1);
+        }
         options
     }
 
@@ -281,6 +291,7 @@ impl Options {
     /// Nothing goes wrong: for tests that bring their own trouble, and what a scenario file need not mention.
     pub fn calm() -> Options {
         Options {
+            v84: false,
             leaning: Leaning::Anything,
             nodes: 2,
             diskless: 0,

@@ -76,12 +76,15 @@ pub enum Dialects {
     V84,
 }
 
+/// Features that the 8.4 dialect has; the others belong to DRBD 9, whatever was offered.
+const FEATURES_V84: u32 = feature::TRIM | feature::THIN_RESYNC | feature::WSAME | feature::WZEROES;
+
 /// Our CONNECTION_FEATURES from `own` to `peer`.
 pub fn offer(own: NodeId, peer: NodeId, dialects: Dialects) -> ConnectionFeatures {
     ConnectionFeatures {
         protocol_min: if dialects == Dialects::Nine { PROTOCOL_MIN } else { V84_MIN },
         protocol_max: if dialects == Dialects::V84 { V84_MAX } else { PROTOCOL_MAX },
-        features: FEATURES_OFFERED,
+        features: if dialects == Dialects::V84 { FEATURES_OFFERED & FEATURES_V84 } else { FEATURES_OFFERED },
         sender_node_id: own.get().into(),
         receiver_node_id: peer.get().into(),
     }
@@ -152,7 +155,10 @@ pub fn negotiate(mine: &ConnectionFeatures, theirs: &ConnectionFeatures) -> Resu
     if GAP.contains(&their_range.1) {
         return Err(Refusal::Gap { their_max: their_range.1 });
     }
-    let agreed = Agreed { protocol: my_range.1.min(their_range.1), features: mine.features & theirs.features };
+    let mut agreed = Agreed { protocol: my_range.1.min(their_range.1), features: mine.features & theirs.features };
+    if agreed.is_v84() {
+        agreed.features &= FEATURES_V84;
+    }
     if agreed.protocol == PROTOCOL_WITHOUT_RESYNC_DAGTAG && agreed.features & feature::RESYNC_DAGTAG != 0 {
         return Err(Refusal::FaultyResyncDagtag);
     }
