@@ -93,6 +93,7 @@ impl Engine {
             self.event(Event::PeerRole { peer, from, to });
             self.refresh_all_flags();
             if to == Role::Primary {
+                self.volume_numbers().into_iter().for_each(|number| self.follow_diskless_primary_84(peer, number));
                 self.hold_requested_blocks(peer);
             }
         }
@@ -381,9 +382,7 @@ impl Engine {
                 self.generation_is_due(number, "a peer's disk is gone");
             }
         }
-        if had_data && to <= D::Failed {
-            self.primary_lost_its_disk_84(peer, number);
-        }
+        self.follow_diskless_primary_84(peer, number);
         if to != D::UpToDate {
             self.generation_confirmed(peer, number);
         }

@@ -11,7 +11,7 @@
 //! | resync starts behind the bitmaps | the source names it with SYNC_UUID | `announce_sync_uuid` |
 //! | the target's UUIDS110 end a resync | its STATE does | `source_finished_84`, `adopt_84` |
 //! | PEER_ACK settles a Secondary's writes | the barrier does | `settle_epoch_84` |
-//! | a diskless Primary begins generations | its peer does | `primary_lost_its_disk_84` |
+//! | a diskless Primary begins generations | its peer does | `follow_diskless_primary_84` |
 //!
 //! Two nodes only. A message that means nothing here ends the connection with its name.
 
@@ -444,10 +444,18 @@ impl Engine {
         self.peers.values().any(|p| p.is_connected() && self.speaks_84(p.id))
     }
 
-    /// The Primary goes on without a disk of its own: its UpToDate peer begins the generation.
-    pub(crate) fn primary_lost_its_disk_84(&mut self, peer: NodeId, number: VolumeNumber) {
-        let theirs = self.peer(peer).role == Role::Primary && self.peer(peer).is_connected();
-        if !self.speaks_84(peer) || !theirs || self.is_primary() || self.volume(number).disk != DiskState::UpToDate {
+    /// A Primary without a disk of its own writes here only: its UpToDate peer begins the generation, unless what the
+    /// Primary had counts from an older one already.
+    pub(crate) fn follow_diskless_primary_84(&mut self, peer: NodeId, number: VolumeNumber) {
+        let entry = self.peer(peer);
+        let diskless = entry.volumes[&number].disk <= DiskState::Failed;
+        let primary = entry.role == Role::Primary && entry.is_connected();
+        if !self.speaks_84(peer) || !primary || !diskless || self.is_primary() {
+            return;
+        }
+        let volume = self.volume(number);
+        let counts = volume.backing.as_ref().is_none_or(|b| !b.bitmap_uuid(peer).is_zero());
+        if counts || volume.disk != DiskState::UpToDate {
             return;
         }
         let fresh = self.random_uuid().with_primary_bit(false);
