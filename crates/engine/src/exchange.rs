@@ -309,7 +309,7 @@ impl Engine {
             backing.bitmap.set_all(slot);
         }
         if v84 {
-            return self.set_replication(peer, number, ReplicationState::WFSyncUUID, reason);
+            return self.await_sync_uuid(peer, number, reason);
         }
         self.begin_target(peer, number, reason);
     }

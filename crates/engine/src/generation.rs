@@ -138,7 +138,10 @@ impl Engine {
             return false;
         }
         superblock.current_uuid = fresh;
-        if !superblock.peers.iter().any(|record| record.bitmap_uuid.same(previous)) {
+        // A record without a slot is not announced: a peer that still has this generation would not find it there.
+        let announced =
+            |record: &metadata::superblock::PeerRecord| record.slot.is_some() && record.bitmap_uuid.same(previous);
+        if !superblock.peers.iter().any(announced) {
             superblock.push_history(previous);
         }
         backing.touch();

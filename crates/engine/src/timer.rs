@@ -114,6 +114,9 @@ impl Engine {
         let Some(link) = self.peer_mut(peer).link.as_mut() else { return };
         if link.deadline.is_some_and(|at| at <= now) {
             let phase = alloc::format!("handshake not finished in time (waiting in {:?})", link.phase);
+            if let Some(text) = self.peer(peer).refused.clone() {
+                return self.end_connection(peer, End::StandAlone, ConnectionState::Disconnecting, &text);
+            }
             let end = End::Retry(Duration::from_secs(1));
             return self.end_connection(peer, end, ConnectionState::Timeout, &phase);
         }

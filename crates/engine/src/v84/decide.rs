@@ -146,6 +146,10 @@ fn finish(verdict: Verdict, me: &Side, peer: &Side) -> Strategy {
                 verdict,
                 Verdict::Source { full: true } | Verdict::Target { full: true } | Verdict::SplitBrain { auto: false }
             );
+            // 8.4 syncs the older data over the newer here. Nothing says that this is wanted: correct or stopped.
+            if verdict == (if mine > its { TARGET } else { SOURCE }) {
+                return Strategy::Refuse(RefuseReason::SourceIsInconsistent);
+            }
             if mine > its { Verdict::Source { full } } else { Verdict::Target { full } }
         }
         Verdict::SplitBrain { auto } => {

@@ -96,8 +96,9 @@ fn the_better_disk_is_source() {
     decided(broken(side(A, B, [D, D])), side(C, B, [D, D]), Target(Own), "8.4-90-slots-equal");
     let attaching = plain(A).disk(DiskState::Negotiating).flags(flag::INCONSISTENT);
     decided(attaching, plain(A), Target(Own), "8.4-40-equal");
-    // The generations say that the broken one is ahead: the better disk counts.
-    decided(broken(side(C, A, [D; 2])), plain(A), Target(Own), "8.4-70-slot-self");
+    // The generations say that the broken one is ahead: 8.4 would go back to the older data.
+    let reason = Refuse(RefuseReason::SourceIsInconsistent);
+    decided(broken(side(C, A, [D; 2])), plain(A), reason, "8.4-70-slot-self");
 }
 
 #[test]

@@ -18,7 +18,7 @@
 mod change;
 pub(crate) mod decide;
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -57,11 +57,13 @@ pub(crate) struct LinkState {
     asked: BTreeSet<Option<VolumeNumber>>,
     /// The worst answer to the requests of the present change.
     refused: Option<i32>,
+    /// SYNC_UUIDs that came before the answer to the request that they follow from: that travels on the other socket.
+    early: BTreeMap<VolumeNumber, Uuid>,
 }
 
 impl LinkState {
     pub fn new(peer_max: u32) -> LinkState {
-        LinkState { peer_max, asked: BTreeSet::new(), refused: None }
+        LinkState { peer_max, asked: BTreeSet::new(), refused: None, early: BTreeMap::new() }
     }
 }
 
@@ -177,6 +179,14 @@ impl Engine {
         message: Message,
         payload: Option<PayloadId>,
     ) {
+        if let Some(text) = self.peer(peer).refused.clone() {
+            self.release(payload);
+            let told = matches!(message, Message::State(_) | Message::Sizes(_) | Message::V84(Message84::Uuids(_)));
+            if !told {
+                self.end_connection(peer, End::StandAlone, ConnectionState::Disconnecting, &text);
+            }
+            return;
+        }
         match (volume, message) {
             (_, Message::V84(message)) => self.received_84(peer, volume, message),
             (_, Message::ProtocolUpdate(options)) if !options.integrity_alg.is_empty() => {
@@ -236,8 +246,11 @@ impl Engine {
             history: claims.history.to_vec(),
         };
         self.got_uuids(peer, number, uuids);
-        // What a Primary without a disk shows is the peer's; its generations are the peer's, too.
-        if self.is_primary() && self.peer(peer).is_connected() && self.volume(number).backing.is_none() {
+        // What a Primary without a disk shows is the peer's, and so is the generation that follows on it.
+        let shown = self.volume(number).exposed_uuid;
+        let follows = shown.is_zero() || claims.bitmap.same(shown);
+        let diskless_primary = self.is_primary() && self.volume(number).backing.is_none();
+        if diskless_primary && follows && self.peer(peer).is_connected() {
             self.volume_mut(number).exposed_uuid = claims.current;
         }
     }
@@ -264,8 +277,13 @@ impl Engine {
         if !matches!(self.peer(peer).link.as_ref().map(|l| &l.phase), Some(Phase::Exchange { .. })) {
             return;
         }
+        if self.peer(peer).refused.is_some() {
+            return;
+        }
         match self.decide_all(peer) {
             Ok(decisions) => self.connected(peer, decisions),
+            // It closes when it has come to the same verdict; closed from here it would try again for ever.
+            Err((End::StandAlone, text)) => self.peer_mut(peer).refused = Some(text),
             Err((end, text)) => self.end_connection(peer, end, ConnectionState::Disconnecting, &text),
         }
     }
@@ -332,8 +350,23 @@ impl Engine {
         self.begin_source(peer, number, "SYNC_UUID sent");
     }
 
+    /// The target of a full sync by command: every bit is set, the source says the name.
+    pub(crate) fn await_sync_uuid(&mut self, peer: NodeId, number: VolumeNumber, reason: &'static str) {
+        self.set_replication(peer, number, ReplicationState::WFSyncUUID, reason);
+        let link = self.peer_mut(peer).link.as_mut().and_then(|l| l.v84.as_mut());
+        if let Some(uuid) = link.and_then(|l| l.early.remove(&number)) {
+            self.sync_uuid_received(peer, number, uuid);
+        }
+    }
+
     fn sync_uuid_received(&mut self, peer: NodeId, number: VolumeNumber, uuid: Uuid) {
         let state = self.peer(peer).volumes[&number].replication;
+        if let Some(link) = self.peer_mut(peer).link.as_mut().and_then(|l| l.v84.as_mut())
+            && link.asked.contains(&Some(number))
+        {
+            link.early.insert(number, uuid);
+            return;
+        }
         if state != ReplicationState::WFSyncUUID {
             return self.protocol_error(peer, &format!("SYNC_UUID of volume {number} in state {state}"));
         }
