@@ -462,9 +462,10 @@ kernel_detach_secondary() {
     eventually is_kern ds Diskless/UpToDate
     agree
     scribble $dev 2 25
+    drbdmeta --force 0 v08 $kern_disk internal apply-al >/dev/null
     kern_attach
     both_in_sync
-    only_the_difference 25
+    below "blocks of the resync" "$(last_resync)" 8182
     our_demote
 }
 our_detach_primary() {

@@ -204,7 +204,26 @@ impl Engine {
             {
                 self.missed_a_block(peer, number, range)
             }
+            (Some(number), message @ Message::State(_)) => {
+                self.dispatch(peer, Some(number), message, payload);
+                self.check_generations_84(peer, number);
+            }
             (volume, message) => self.dispatch(peer, volume, message, payload),
+        }
+    }
+
+    /// An attach is not agreed on: two disks that appear at once, each before it knows of the other, are not compared.
+    /// The handshake of a new connection does that.
+    fn check_generations_84(&mut self, peer: NodeId, number: VolumeNumber) {
+        let Some(device) = self.peers.get(&peer).and_then(|p| p.volumes.get(&number)) else { return };
+        let Some(theirs) = device.uuids.as_ref().map(|u| u.current) else { return };
+        let idle = device.replication == ReplicationState::Established && self.peer(peer).is_connected();
+        let good = device.disk == DiskState::UpToDate && self.volume(number).disk == DiskState::UpToDate;
+        let mine = self.volume(number).current_uuid();
+        if idle && good && !theirs.is_just_created() && !theirs.same(mine) {
+            let text =
+                format!("volume {number} is UpToDate on both sides, with generation {mine} here and {theirs} there");
+            self.protocol_error(peer, &text);
         }
     }
 
