@@ -275,7 +275,9 @@ impl Engine {
             return;
         }
         let called = matches!(theirs, R::WFBitMapS | R::WFBitMapT);
-        let attaching = mine == DiskState::Negotiating && disk != DiskState::Negotiating;
+        // Two that attach at once: one waits for the other's vote, but in 8.4 there is none.
+        let alone = disk != DiskState::Negotiating || self.speaks_84(peer);
+        let attaching = mine == DiskState::Negotiating && alone;
         let behind = mine == DiskState::Inconsistent && disk == DiskState::UpToDate && theirs == R::Established;
         let outdated = mine == DiskState::Outdated && disk == DiskState::UpToDate && theirs == R::Established;
         if !called && !attaching && !behind && !outdated {

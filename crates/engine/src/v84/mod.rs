@@ -334,8 +334,9 @@ impl Engine {
                 push(backing, passed);
             }
             Rule::V84LostSyncUuidSelf => {
-                record.bitmap_uuid = superblock.history[0];
-                superblock.history.rotate_left(1);
+                let Some(at) = before_resync(record.bitmap_uuid, &superblock.history) else { return };
+                record.bitmap_uuid = superblock.history[at];
+                superblock.history[at..].rotate_left(1);
                 *superblock.history.last_mut().expect("it has 32 entries") = Uuid::ZERO;
             }
             _ => return,
@@ -519,8 +520,20 @@ impl Engine {
 fn claims_of(uuids: &Uuids, other: NodeId) -> Uuids84 {
     let bitmap = uuids.bitmap_of(other).filter(|u| !u.same(Uuid::UNKNOWN)).unwrap_or(Uuid::ZERO);
     let at = |index: usize| uuids.history.get(index).copied().unwrap_or(Uuid::ZERO);
+    // 8.4 begins no generation while a bitmap UUID counts, this node may (rule GE-7). Of the two entries that the peer
+    // sees, one is then what the bitmap UUID was before the resync that it names, the other what came next.
+    let history = match before_resync(bitmap, &uuids.history) {
+        Some(index @ 1..) => [at(index), at(index - 1)],
+        _ => [at(0), at(1)],
+    };
     let flags = uuids.flags & UUID_FLAGS;
-    Uuids84 { current: uuids.current, bitmap, history: [at(0), at(1)], dirty_bits: uuids.dirty_bits, flags }
+    Uuids84 { current: uuids.current, bitmap, history, dirty_bits: uuids.dirty_bits, flags }
+}
+
+/// Where in `history` the bitmap UUID stands that `bitmap` was made of when it became the name of a resync.
+fn before_resync(bitmap: Uuid, history: &[Uuid]) -> Option<usize> {
+    let before = Uuid(bitmap.identity().0.wrapping_sub(SYNC_UUID_OFFSET));
+    history.iter().position(|old| !old.is_zero() && old.same(before))
 }
 
 /// 8.4's history: every identifier that passes goes to the front, whatever stands there.
