@@ -51,7 +51,7 @@ const TESTS: &[&str] = &[
 /// Of each of the two RAM disks.
 const DISK_MIB: u64 = 32;
 /// Ends a hang; far above what it takes.
-const LIMIT: Duration = Duration::from_secs(1500);
+const LIMIT: Duration = Duration::from_secs(3600);
 
 pub fn main(lab: &Lab, flavours: &[Flavour], refresh: bool, only: &[String]) -> Result<()> {
     if let Some(unknown) = only.iter().find(|name| !TESTS.contains(&name.as_str())) {
