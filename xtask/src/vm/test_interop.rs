@@ -48,10 +48,29 @@ const TESTS: &[&str] = &[
     "verify_is_refused",
 ];
 
+/// Those that every run of all tests takes along.
+const QUICK: &[&str] = &[
+    "first_connect",
+    "sync_from_kernel",
+    "sync_from_us",
+    "protocol_c",
+    "outage_kernel_primary",
+    "outage_our_primary",
+    "fail_over_to_us",
+    "fail_over_to_kernel",
+];
+
 /// Of each of the two RAM disks.
 const DISK_MIB: u64 = 32;
 /// Ends a hang; far above what it takes.
 const LIMIT: Duration = Duration::from_secs(3600);
+
+pub fn quick(lab: &Lab, refresh: bool) -> Result<()> {
+    let left = TESTS.len() - QUICK.len();
+    println!("SKIPPED: interop: {left} more tests with a kernel's DRBD, for time: cargo xtask vm test-interop");
+    let only: Vec<String> = QUICK.iter().map(ToString::to_string).collect();
+    main(lab, &Flavour::ALL[..1], refresh, &only)
+}
 
 pub fn main(lab: &Lab, flavours: &[Flavour], refresh: bool, only: &[String]) -> Result<()> {
     if let Some(unknown) = only.iter().find(|name| !TESTS.contains(&name.as_str())) {
