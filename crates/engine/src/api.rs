@@ -35,7 +35,7 @@ pub struct CommandId(pub u64);
 // ---------------------------------------------------------------------------------------------- configuration
 
 /// When a write towards a peer counts as done. Numbers: the wire's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Protocol {
     /// Handed to the send path.
     A = 1,
@@ -85,7 +85,7 @@ pub struct VolumeConfig {
     pub diskful_peers: Vec<NodeId>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerConfig {
     pub protocol: Protocol,
     /// What is offered; in a resource of more than two nodes never 8.4.
@@ -105,8 +105,36 @@ pub struct PeerConfig {
     pub csums_alg: String,
 }
 
+/// Options of the resource that change while it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ResourceOptions {
+    pub on_no_data: OnNoData,
+    pub twopc_timeout: Duration,
+    pub twopc_retry_timeout: Duration,
+    pub peer_ack_delay: Duration,
+    pub peer_ack_window_bytes: u64,
+    pub io_depth_max: usize,
+}
+
+/// Options of a volume that change while the resource runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VolumeOptions {
+    /// Takes effect at the next attach.
+    pub al_extents: u16,
+    pub on_io_error: OnIoError,
+}
+
+/// New options of a running resource: all of it or, if one part is refused, nothing. What is not named stays as it is. A
+/// new secret counts from the next connect on.
+#[derive(Clone, Default, Debug)]
+pub struct OptionChange {
+    pub resource: Option<ResourceOptions>,
+    pub volumes: BTreeMap<VolumeNumber, VolumeOptions>,
+    pub peers: BTreeMap<NodeId, PeerConfig>,
+}
+
 /// Secret of a connection. `Debug` does not show it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct AuthConfig {
     pub algorithm: wire::auth::HmacAlgorithm,
     pub secret: Vec<u8>,
@@ -150,6 +178,7 @@ pub enum Command {
     NewCurrentUuid { volume: VolumeNumber, clear_bitmap: bool },
     PauseSync { volume: VolumeNumber, peer: NodeId },
     ResumeSync { volume: VolumeNumber, peer: NodeId },
+    ChangeOptions { change: Box<OptionChange> },
 }
 
 /// Why the driver lost a link.
@@ -409,6 +438,13 @@ pub enum Event {
         volume: VolumeNumber,
         bytes: u64,
     },
+    /// By which protocol this node writes to that peer from here on.
+    Protocol {
+        peer: NodeId,
+        from: Protocol,
+        to: Protocol,
+        reason: &'static str,
+    },
     Warning {
         text: String,
     },
@@ -449,6 +485,8 @@ pub struct PeerStatus {
     pub connection: ConnectionState,
     pub role: Role,
     pub protocol_version: Option<u32>,
+    /// By which this node writes to the peer: as configured, or as the peer told it.
+    pub protocol: Protocol,
     /// Bytes sent and not yet acknowledged / resync bytes in flight.
     pub ap_in_flight_bytes: u64,
     pub rs_in_flight_bytes: u64,

@@ -134,6 +134,8 @@ impl Engine {
             features: 0,
             offered: 0,
             v84: None,
+            auth: peer.config.auth.clone(),
+            protocol_said: None,
             deadline: Some(now + patience),
             heard: now,
             pings: VecDeque::new(),
@@ -305,8 +307,8 @@ impl Engine {
         let mut challenge = [0u8; 64];
         self.rng.fill_bytes(&mut challenge);
         let entry = self.peer_mut(peer);
-        let with_auth = entry.config.auth.is_some();
         let link = entry.link.as_mut().expect("a message came in on it");
+        let with_auth = link.auth.is_some();
         link.protocol = agreed.protocol;
         link.features = agreed.features;
         link.offered = theirs.features;
@@ -325,8 +327,9 @@ impl Engine {
     fn challenged(&mut self, peer: NodeId, theirs: &[u8]) {
         let me = Some(self.me).filter(|_| !self.speaks_84(peer));
         let entry = self.peer_mut(peer);
-        let auth = entry.config.auth.clone().expect("the phase is Auth");
-        let Some(Phase::Auth { challenge, answered, .. }) = entry.link.as_mut().map(|l| &mut l.phase) else { return };
+        let Some(link) = &mut entry.link else { return };
+        let auth = link.auth.clone().expect("the phase is Auth");
+        let Phase::Auth { challenge, answered, .. } = &mut link.phase else { return };
         if theirs.len() != 64 || *challenge == theirs[..64] || *answered {
             return self.end_connection(
                 peer,
@@ -344,8 +347,9 @@ impl Engine {
     fn responded(&mut self, peer: NodeId, theirs: &[u8]) {
         let its_id = Some(peer).filter(|_| !self.speaks_84(peer));
         let entry = self.peer_mut(peer);
-        let auth = entry.config.auth.clone().expect("the phase is Auth");
-        let Some(Phase::Auth { challenge, verified, .. }) = entry.link.as_mut().map(|l| &mut l.phase) else { return };
+        let Some(link) = &mut entry.link else { return };
+        let auth = link.auth.clone().expect("the phase is Auth");
+        let Phase::Auth { challenge, verified, .. } = &mut link.phase else { return };
         if !auth::verify(auth.algorithm, &auth.secret, challenge, its_id, theirs) {
             return self.end_connection(
                 peer,
@@ -369,10 +373,14 @@ impl Engine {
 
     fn send_options(&mut self, peer: NodeId) {
         let options = self.our_options(peer);
+        let entry = self.peer_mut(peer);
+        if let Some(link) = &mut entry.link {
+            link.protocol_said = Some(entry.config.protocol);
+        }
         self.send_data(peer, None, Message::Protocol(options), None);
     }
 
-    fn our_options(&self, peer: NodeId) -> ProtocolOptions {
+    pub(crate) fn our_options(&self, peer: NodeId) -> ProtocolOptions {
         let entry = self.peer(peer);
         ProtocolOptions {
             protocol: entry.config.protocol as u32,
@@ -386,19 +394,11 @@ impl Engine {
     }
 
     fn options(&mut self, peer: NodeId, theirs: &ProtocolOptions) {
-        let mine = self.our_options(peer);
-        let difference = [
-            ("protocol", mine.protocol != theirs.protocol),
-            ("after-sb-0pri", mine.after_sb_0pri != theirs.after_sb_0pri),
-            ("after-sb-1pri", mine.after_sb_1pri != theirs.after_sb_1pri),
-            ("after-sb-2pri", mine.after_sb_2pri != theirs.after_sb_2pri),
-            ("allow-two-primaries", mine.two_primaries != theirs.two_primaries),
-            ("data-integrity-alg", mine.integrity_alg != theirs.integrity_alg),
-            ("discard-my-data (set on both)", mine.connection_flags & theirs.connection_flags & 1 != 0),
-        ]
-        .into_iter()
-        .find_map(|(name, differs)| differs.then_some(name));
-        if let Some(option) = difference {
+        let mut mine = self.our_options(peer);
+        if let Some(said) = self.peer(peer).link.as_ref().and_then(|link| link.protocol_said) {
+            mine.protocol = said as u32;
+        }
+        if let Some(option) = difference(&mine, theirs) {
             let text = format!(
                 "option {option} differs from the peer's (ours {mine:?}, theirs {theirs:?}): make them equal, then connect"
             );
@@ -408,6 +408,7 @@ impl Engine {
         let link = self.peer_mut(peer).link.as_mut().expect("a message came in on it");
         link.phase = Phase::Exchange { sent: false };
         link.deadline = Some(deadline);
+        self.correct_protocol(peer);
         if self.speaks_84(peer) {
             self.send_device_packets(peer);
         } else if self.me < peer {
@@ -437,7 +438,7 @@ impl Engine {
         }
     }
 
-    fn our_sync_param(&self, peer: NodeId) -> SyncParam {
+    pub(crate) fn our_sync_param(&self, peer: NodeId) -> SyncParam {
         let config = &self.peer(peer).config;
         let pacing = &config.resync;
         SyncParam {
@@ -721,13 +722,28 @@ impl Engine {
     }
 }
 
-fn unknown_peer(peer: NodeId) -> Refusal {
+pub(crate) fn unknown_peer(peer: NodeId) -> Refusal {
     Refusal {
         code: -158,
         rule: "ERR_INVALID_PEER_NODE_ID",
         state: format!("node {peer} is not a peer of this resource"),
         next_step: "name a peer that the configuration has",
     }
+}
+
+/// The option in which two ends differ, if they do.
+pub(crate) fn difference(mine: &ProtocolOptions, theirs: &ProtocolOptions) -> Option<&'static str> {
+    [
+        ("protocol", mine.protocol != theirs.protocol),
+        ("after-sb-0pri", mine.after_sb_0pri != theirs.after_sb_0pri),
+        ("after-sb-1pri", mine.after_sb_1pri != theirs.after_sb_1pri),
+        ("after-sb-2pri", mine.after_sb_2pri != theirs.after_sb_2pri),
+        ("allow-two-primaries", mine.two_primaries != theirs.two_primaries),
+        ("data-integrity-alg", mine.integrity_alg != theirs.integrity_alg),
+        ("discard-my-data (set on both)", mine.connection_flags & theirs.connection_flags & 1 != 0),
+    ]
+    .into_iter()
+    .find_map(|(name, differs)| differs.then_some(name))
 }
 
 pub(crate) fn name_of(message: &Message) -> String {

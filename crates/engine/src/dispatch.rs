@@ -39,6 +39,8 @@ impl Engine {
             Message::V84(_) => {
                 return self.protocol_error(peer, &format!("{} in the DRBD 9 dialect", name_of(&message)));
             }
+            // Also in a handshake, behind the options that it corrects.
+            Message::ProtocolUpdate(theirs) if volume.is_none() => return self.protocol_updated(peer, &theirs),
             // Hints, and things that two nodes do not need.
             Message::UnplugRemote | Message::PeerDagtag { .. } | Message::FlushForward { .. } => return,
             _ => {}
@@ -65,7 +67,6 @@ impl Engine {
             Message::PeerAck { nodes, dagtag } => self.peer_ack(peer, NodeSet::from_wire(nodes), dagtag),
             Message::FlushRequests(sequence) => self.flush_requested(peer, sequence),
             Message::FlushRequestsAck { sequence, .. } => self.flush_requests_acked(peer, sequence),
-            Message::ProtocolUpdate(_) => {}
             other => self.protocol_error(peer, &format!("unexpected {} for the connection", name_of(&other))),
         }
     }

@@ -411,7 +411,7 @@ impl Engine {
         let peer_side = side(theirs, self.me, peer_disk, peer_role);
         let link = handshake::Link {
             protocol: link.protocol,
-            wire_protocol: entry.config.protocol,
+            wire_protocol: link.protocol_said.unwrap_or(entry.config.protocol),
             arbiter: link.arbiter,
             me: self.me,
             peer,

@@ -26,6 +26,7 @@ mod generation;
 pub mod handshake;
 mod in_sync;
 mod meta;
+mod options;
 pub mod pacing;
 mod peer;
 pub mod planted;
@@ -233,6 +234,7 @@ impl Engine {
             Command::NewCurrentUuid { volume, clear_bitmap } => self.new_current_uuid(id, volume, clear_bitmap),
             Command::PauseSync { volume, peer } => self.pause_sync(id, volume, peer, true),
             Command::ResumeSync { volume, peer } => self.pause_sync(id, volume, peer, false),
+            Command::ChangeOptions { change } => self.change_options(id, change),
         }
     }
 

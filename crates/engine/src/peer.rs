@@ -20,7 +20,7 @@ use wire::message::{Sizes, StateWord, Uuids};
 use wire::{Message, Socket};
 
 use crate::Engine;
-use crate::api::{Effect, PeerConfig, ResourceConfig};
+use crate::api::{AuthConfig, Effect, PeerConfig, Protocol, ResourceConfig};
 use crate::connect::Phase;
 use crate::epoch::{EpochId, Epochs};
 use crate::exchange::Exchange;
@@ -83,6 +83,11 @@ pub(crate) struct Link {
     pub offered: u32,
     /// The 8.4 dialect was agreed on.
     pub v84: Option<crate::v84::LinkState>,
+    /// As it was when the link came up: a new secret is for the next one.
+    pub auth: Option<AuthConfig>,
+    /// Protocol A, B or C as this end said it in the handshake. If that succeeds, the other end said the same: what is
+    /// decided from it is decided alike on both.
+    pub protocol_said: Option<Protocol>,
     /// End of the handshake, or of waiting for it.
     pub deadline: Option<Time>,
     /// Last sign of life on the control socket.

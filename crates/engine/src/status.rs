@@ -46,6 +46,7 @@ impl Engine {
             connection: entry.connection,
             role: entry.role,
             protocol_version: entry.link.as_ref().map(|l| l.protocol).filter(|p| *p > 0),
+            protocol: entry.config.protocol,
             ap_in_flight_bytes: entry.unstable_bytes,
             rs_in_flight_bytes: in_flight,
             volumes: entry.volumes.keys().map(|v| (*v, self.peer_device_status(peer, *v))).collect(),

@@ -366,3 +366,77 @@ fn detach_and_attach_on_a_secondary() {
     pair.run();
     assert_eq!(pair.nodes[1].engine.status().volumes[&V0].disk, DiskState::Diskless);
 }
+
+/// PROTOCOL_UPDATE from the peer, changed by `change`. Returns node 0 afterwards.
+fn told(change: impl Fn(&mut wire::message::ProtocolOptions)) -> (Pair, ConnectionState) {
+    let mut pair = synced(Protocol::C);
+    let mut options = wire::message::ProtocolOptions {
+        protocol: 3,
+        after_sb_0pri: 0,
+        after_sb_1pri: 0,
+        after_sb_2pri: 0,
+        connection_flags: 0,
+        two_primaries: false,
+        integrity_alg: String::new(),
+    };
+    change(&mut options);
+    let (link, socket) = (LinkId(pair.link), wire::Socket::Data);
+    let message = wire::Message::ProtocolUpdate(options);
+    pair.handle(0, Input::Received { peer: node(1), link, socket, volume: None, message, payload: None });
+    let connection = pair.nodes[0].engine.status().peers[&node(1)].connection;
+    (pair, connection)
+}
+
+#[test]
+fn a_protocol_that_the_peer_tells_is_taken_over() {
+    let (pair, connection) = told(|options| options.protocol = 2);
+    assert_eq!(connection, ConnectionState::Connected);
+    assert_eq!(pair.nodes[0].engine.status().peers[&node(1)].protocol, Protocol::B);
+}
+
+#[test]
+fn options_that_this_node_cannot_do_end_the_connection_with_their_name() {
+    type Change = fn(&mut wire::message::ProtocolOptions);
+    let cases: [(&str, Change); 5] = [
+        ("option data-integrity-alg", |options| options.integrity_alg = "crc32c".into()),
+        ("option allow-two-primaries", |options| options.two_primaries = true),
+        ("option after-sb-0pri", |options| options.after_sb_0pri = 1),
+        ("option after-sb-1pri", |options| options.after_sb_1pri = 1),
+        ("option after-sb-2pri", |options| options.after_sb_2pri = 1),
+    ];
+    for (name, change) in cases {
+        let (pair, connection) = told(change);
+        assert_eq!(connection, ConnectionState::StandAlone, "{name}");
+        assert!(pair.nodes[0].log.iter().any(|line| line.contains(name)), "{name}; {}", pair.story());
+    }
+    for number in [0, 4, u32::MAX] {
+        let (pair, connection) = told(|options| options.protocol = number);
+        assert_eq!(connection, ConnectionState::Connecting, "{number}");
+        let text = format!("protocol {number}");
+        assert!(pair.nodes[0].log.iter().any(|line| line.contains(&text)), "{}", pair.story());
+    }
+}
+
+#[test]
+fn a_change_that_names_what_is_not_there_changes_nothing() {
+    let mut pair = synced(Protocol::C);
+    let config = config::resource(node(0), &[node(0), node(1), node(2)], 2, Protocol::A);
+    let volumes = |of: &[u16]| {
+        let options = VolumeOptions { al_extents: 100, on_io_error: OnIoError::PassOn };
+        of.iter().map(|v| (VolumeNumber::new(*v).unwrap(), options)).collect()
+    };
+    let known = BTreeMap::from([(node(1), config.peers[&node(1)].clone())]);
+    for (change, rule) in [
+        (OptionChange { peers: config.peers.clone(), ..OptionChange::default() }, "ERR_INVALID_PEER_NODE_ID"),
+        (OptionChange { peers: known.clone(), volumes: volumes(&[0, 1]), resource: None }, "ERR_MINOR_INVALID"),
+    ] {
+        let refusal = pair.command(0, Command::ChangeOptions { change: Box::new(change) }).unwrap_err();
+        assert_eq!(refusal.rule, rule);
+        assert_eq!(pair.nodes[0].engine.status().peers[&node(1)].protocol, Protocol::C);
+    }
+    let change = OptionChange { peers: known, volumes: volumes(&[0]), resource: Some(config.options()) };
+    pair.command(0, Command::ChangeOptions { change: Box::new(change) }).unwrap();
+    for me in [0, 1] {
+        assert_eq!(pair.nodes[me].engine.status().peers[&node(1 - me as u8)].protocol, Protocol::A);
+    }
+}

@@ -40,6 +40,9 @@ pub fn event(event: &Event) {
             tracing::info!("volume {volume}: resync {direction} peer {peer} took {took:?}, {failed_blocks} failed");
         }
         Event::Size { volume, bytes } => tracing::info!("volume {volume}: size is {bytes} bytes"),
+        Event::Protocol { peer, from, to, reason } => {
+            tracing::info!("peer {peer}: protocol {from:?} -> {to:?}: {reason}");
+        }
         Event::Warning { text } => tracing::warn!("{text}"),
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use types::{BlockOp, ByteRange, NodeId, VolumeNumber};
 
 use crate::node::Node;
+use crate::protocols::{NetChange, order_of};
 use crate::world::World;
 
 /// Times are virtual nanoseconds.
@@ -94,7 +95,8 @@ pub struct Fault {
     pub times: Option<u32>,
 }
 
-/// What a person tells a node.
+/// What a person tells a node. Options: the file of all nodes is edited, and this node takes that part over; `Adjust`: all
+/// of it (see `protocols`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
@@ -110,6 +112,10 @@ pub enum Order {
     NewCurrentUuid { volume: VolumeNumber, clear_bitmap: bool },
     PauseSync { volume: VolumeNumber, peer: NodeId },
     ResumeSync { volume: VolumeNumber, peer: NodeId },
+    NetOptions(NetChange),
+    DiskOptions { al_extents: u16, pass_on: bool },
+    ResourceOptions { suspend_io: bool },
+    Adjust,
 }
 
 impl Order {
@@ -132,6 +138,7 @@ impl Order {
             }
             Command::PauseSync { volume, peer } => Order::PauseSync { volume: *volume, peer: *peer },
             Command::ResumeSync { volume, peer } => Order::ResumeSync { volume: *volume, peer: *peer },
+            Command::ChangeOptions { change } => order_of(change),
         }
     }
 
@@ -154,13 +161,21 @@ impl Order {
             Order::NewCurrentUuid { clear_bitmap: true, .. } => "new-current-uuid --clear-bitmap",
             Order::PauseSync { .. } => "pause-sync",
             Order::ResumeSync { .. } => "resume-sync",
+            Order::NetOptions(_) => "net-options",
+            Order::DiskOptions { .. } => "disk-options",
+            Order::ResourceOptions { .. } => "resource-options",
+            Order::Adjust => "adjust",
         }
     }
 
-    /// `None` for an attach, which needs what is on the disk.
+    /// `None` for an attach, which needs what is on the disk, and for options, which need the file.
     fn command(self) -> Option<Command> {
         Some(match self {
-            Order::Attach { .. } => return None,
+            Order::Attach { .. }
+            | Order::NetOptions(_)
+            | Order::DiskOptions { .. }
+            | Order::ResourceOptions { .. }
+            | Order::Adjust => return None,
             Order::Detach { volume, force } => Command::Detach { volume, force },
             Order::Connect { peer, discard_my_data } => Command::Connect { peer, discard_my_data },
             Order::Disconnect { peer, force } => Command::Disconnect { peer, force },
@@ -177,7 +192,7 @@ impl Order {
 }
 
 /// Names of [`Order::name`], all of them.
-pub const ORDERS: [&str; 17] = [
+pub const ORDERS: [&str; 21] = [
     "attach",
     "detach",
     "detach --force",
@@ -195,6 +210,10 @@ pub const ORDERS: [&str; 17] = [
     "new-current-uuid --clear-bitmap",
     "pause-sync",
     "resume-sync",
+    "net-options",
+    "disk-options",
+    "resource-options",
+    "adjust",
 ];
 
 /// One action and its moment.
@@ -235,7 +254,7 @@ impl World {
         match (order, order.command()) {
             (Order::Attach { volume }, _) => self.attach(node, volume),
             (_, Some(command)) => self.command(node, command, false),
-            (_, None) => unreachable!("only an attach has no command of its own"),
+            (_, None) => self.change_options(node, order),
         }
     }
 }

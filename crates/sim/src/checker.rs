@@ -131,15 +131,12 @@ impl World {
     /// Established and UpToDate has it on its disk (in the cache at least).
     /// Does not check peers that died or whose link broke before the Primary could know.
     pub(crate) fn check_acknowledged(&self, id: NodeId, pending: &Pending, status: &Status) -> Result<(), String> {
-        if self.options.protocol != Protocol::C {
-            return Ok(());
-        }
         let volume = pending.volume;
         let truth = self.truths[&volume].iter().find(|t| t.primary == Some(id)).ok_or("a Primary without history")?;
         for (peer, p) in &status.peers {
             let Some(device) = p.volumes.get(&volume) else { continue };
             let good = device.disk == DiskState::UpToDate && device.replication == ReplicationState::Established;
-            if !good || !self.is_link_whole(id, *peer) {
+            if !good || !self.is_link_whole(id, *peer) || self.weakest(id, *peer) != Protocol::C {
                 continue;
             }
             let Some(disk) = self.nodes[peer].disks.get(&volume) else { continue };
@@ -255,6 +252,7 @@ impl World {
         for (i, a) in ids.iter().enumerate() {
             for b in &ids[i + 1..] {
                 if self.is_link_whole(*a, *b) {
+                    self.pair_is_quiet(*a, *b);
                     let result = self.check_quiet_pair((*a, &statuses[a]), (*b, &statuses[b]));
                     self.expect(result);
                 }

@@ -274,10 +274,11 @@ impl World {
             }
             // What completed while the source had not heard of the end is on the target's disk too.
             EngineEvent::ResyncFinished { peer, volume, source: true, failed_blocks: 0, .. }
-                if self.options.protocol != Protocol::A && self.is_link_whole(id, peer) =>
+                if self.weakest(id, peer) != Protocol::A && self.is_link_whole(id, peer) =>
             {
                 self.resync_ends(peer, id, volume, true);
             }
+            EngineEvent::Protocol { peer, to, .. } => self.goes_by(id, peer, to),
             EngineEvent::SplitBrain { peer, .. } => self.split_brain_found(id, peer),
             EngineEvent::Replication { peer, to: ReplicationState::Established, .. } => self.may_be_together(id, peer),
             EngineEvent::Connection { .. } => self.check_one_primary(id),

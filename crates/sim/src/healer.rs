@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use engine::{Command, Status};
 use types::{ConnectionState, DiskState, NodeId, ReplicationState, VolumeNumber};
 
+use crate::action::Order;
 use crate::network::pair;
 use crate::swarm::{SECOND, Start};
 use crate::world::{Event, World};
@@ -92,6 +93,10 @@ impl World {
         };
         if self.node(id).is_primary && !patient && !status.volumes.iter().all(served) {
             return self.command(id, Command::Demote, false);
+        }
+        // The same on all nodes, or they never connect.
+        if self.differs_from_file(id) {
+            self.change_options(id, Order::Adjust);
         }
         for (volume, v) in &status.volumes {
             if v.disk == DiskState::Diskless {

@@ -12,6 +12,7 @@ pub mod node;
 pub mod operator;
 #[cfg(feature = "planted")]
 pub mod planted;
+pub mod protocols;
 pub mod reached;
 pub mod rng;
 pub mod run;

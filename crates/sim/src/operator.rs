@@ -1,10 +1,12 @@
 //! The person at the prompt: sensible commands, careless ones, and now and then any command at all.
 
+use engine::Protocol;
 use types::{DiskState, NodeId, ReplicationState, VolumeNumber};
 
 use crate::action::{Action, ORDERS, Order};
 use crate::network::pair;
 use crate::node::Node;
+use crate::protocols::NetChange;
 use crate::swarm::{MS, Start};
 use crate::world::{Event, World};
 
@@ -44,6 +46,9 @@ impl World {
         let peer = self.whim.pick(&peers);
         let volumes = self.volume_numbers();
         let volume = self.whim.pick(&volumes);
+        if self.options.options_per_mille > 0 && self.whim.chance(self.options.options_per_mille) {
+            return self.change_some_option(node);
+        }
         let order = if self.whim.chance(self.options.senseless_per_mille) {
             Some(self.any_order(peer, volume))
         } else if self.whim.chance(self.options.disks_per_mille) {
@@ -111,8 +116,39 @@ impl World {
             "new-current-uuid --clear-bitmap" => Order::NewCurrentUuid { volume, clear_bitmap: force },
             "pause-sync" => Order::PauseSync { volume, peer },
             "resume-sync" => Order::ResumeSync { volume, peer },
+            "net-options" => self.net_options(),
+            "disk-options" => self.disk_options(),
+            "resource-options" => Order::ResourceOptions { suspend_io: self.whim.chance(500) },
+            "adjust" => Order::Adjust,
             other => unreachable!("{other} is not in the list"),
         }
+    }
+
+    /// Usually first of all where the file says something else already: one change after the other.
+    fn change_some_option(&mut self, node: NodeId) {
+        let behind: Vec<NodeId> = self.node_ids().into_iter().filter(|id| self.differs_from_file(*id)).collect();
+        if !behind.is_empty() && self.whim.chance(700) {
+            let node = self.whim.pick(&behind);
+            return self.act(Action::Command { node, order: Order::Adjust });
+        }
+        let order = match self.whim.between(0, 4) {
+            0..=2 => self.net_options(),
+            3 => self.disk_options(),
+            _ => Order::ResourceOptions { suspend_io: self.whim.chance(500) },
+        };
+        self.act(Action::Command { node, order });
+    }
+
+    fn net_options(&mut self) -> Order {
+        Order::NetOptions(NetChange {
+            protocol: self.whim.pick(&[Protocol::A, Protocol::B, Protocol::C]),
+            max_epoch_size: self.whim.pick(&[1, 20, 2048]),
+            max_buffers_bytes: self.whim.pick(&[128 << 10, 8 << 20]),
+        })
+    }
+
+    fn disk_options(&mut self) -> Order {
+        Order::DiskOptions { al_extents: self.whim.pick(&[67, 80, 1237]), pass_on: self.whim.chance(200) }
     }
 
     fn has_other_copy(&self, node: NodeId, volume: VolumeNumber) -> bool {
@@ -133,6 +169,8 @@ impl World {
                 self.no_good_copy_expected = true;
             }
             Order::Outdate { .. } => self.no_good_copy_expected = true,
+            // Faults that came before it count as well.
+            Order::DiskOptions { pass_on: true, .. } => self.no_good_copy_expected |= self.stats.faults > 0,
             _ => {}
         }
     }

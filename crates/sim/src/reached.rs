@@ -53,6 +53,7 @@ impl Reached {
                 self.count("resync ended with failed blocks".into())
             }
             Event::SplitBrain { .. } => self.count("split brain".into()),
+            Event::Protocol { from, to, reason, .. } => self.count(format!("protocol {from:?} -> {to:?}: {reason}")),
             Event::Warning { text } => {
                 // Numbers and names differ each time.
                 let words = text.split_whitespace().filter(|w| w.chars().all(|c| c.is_ascii_lowercase()));

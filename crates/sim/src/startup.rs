@@ -76,27 +76,27 @@ impl World {
         disk
     }
 
-    fn config(&self, me: NodeId) -> ResourceConfig {
+    pub(crate) fn config(&self, me: NodeId) -> ResourceConfig {
         let o = &self.options;
         let peers: Vec<NodeId> = self.nodes.keys().copied().filter(|p| *p != me).collect();
         let diskful = self.diskful();
         let volume = VolumeConfig {
-            al_extents: o.al_extents,
+            al_extents: self.file.al_extents,
             diskless: !diskful.contains(&me),
             size_max_bytes: None,
-            on_io_error: if o.pass_on { OnIoError::PassOn } else { OnIoError::Detach },
+            on_io_error: if self.file.pass_on { OnIoError::PassOn } else { OnIoError::Detach },
             diskful_peers: diskful.into_iter().filter(|p| *p != me).collect(),
         };
         let peer = PeerConfig {
-            protocol: o.protocol,
+            protocol: self.file.net.protocol,
             auth: None,
             dialects: if o.v84 { Dialects::V84 } else { Dialects::Nine },
             timeout: Duration::from_nanos(o.timeout),
             ko_count: 7,
             ping_int: Duration::from_nanos(o.ping_int),
             ping_timeout: Duration::from_millis(500),
-            epoch_writes_max: 2048,
-            buffer_bytes_max: 8 << 20,
+            epoch_writes_max: self.file.net.max_epoch_size,
+            buffer_bytes_max: self.file.net.max_buffers_bytes,
             use_rle: o.use_rle,
             resync: PacingConfig { min_rate_kib: 4000, resync_rate_kib: 4000, ..PacingConfig::default() },
             verify_alg: String::new(),
@@ -106,7 +106,7 @@ impl World {
             node_id: me,
             volumes: self.volume_numbers().into_iter().map(|v| (v, volume.clone())).collect(),
             peers: peers.into_iter().map(|p| (p, peer.clone())).collect(),
-            on_no_data: if o.suspend_io { OnNoData::SuspendIo } else { OnNoData::IoError },
+            on_no_data: if self.file.suspend_io { OnNoData::SuspendIo } else { OnNoData::IoError },
             twopc_timeout: Duration::from_secs(30),
             twopc_retry_timeout: Duration::from_millis(100),
             peer_ack_delay: Duration::from_millis(100),
@@ -117,7 +117,11 @@ impl World {
 
     pub(crate) fn start(&mut self, id: NodeId) {
         let seed = self.nature.seed_of_engine();
-        let engine = Engine::new(self.config(id), seed);
+        let config = self.config(id);
+        for (peer, connection) in &config.peers {
+            self.goes_by(id, *peer, connection.protocol);
+        }
+        let engine = Engine::new(config, seed);
         self.node_mut(id).start(engine);
         self.say(|| format!("{id:?} starts"));
         let volumes: Vec<VolumeNumber> = self.node(id).disks.keys().copied().collect();

@@ -19,7 +19,7 @@ pub enum Start {
 
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Protocol")]
-enum ProtocolName {
+pub(crate) enum ProtocolName {
     A,
     B,
     C,
@@ -132,6 +132,8 @@ pub struct Options {
     pub disks_per_mille: u32,
     /// Share of commands drawn from all there are, whatever the state.
     pub senseless_per_mille: u32,
+    /// Share of commands that change options.
+    pub options_per_mille: u32,
     pub fault_every: Option<u64>,
     /// Share of faults that stay.
     pub lasting_per_mille: u32,
@@ -201,6 +203,7 @@ impl Options {
             force_per_mille: some(rng, 300, 150),
             disks_per_mille: some(rng, 400, 250),
             senseless_per_mille: some(rng, 150, 200),
+            options_per_mille: 0,
             fault_every: on(rng, 150, 3 * SECOND, 40 * SECOND),
             lasting_per_mille: rng.pick(&[0, 300, 1000]),
             rival_per_mille: some(rng, 300, 100),
@@ -221,6 +224,9 @@ impl Options {
             options.nodes = 2;
             options.diskless = options.diskless.min(1);
         }
+        // Last, so that seeds without it draw as they did before there were such commands.
+        let share = rng.pick(&[50, 300]);
+        options.options_per_mille = some(rng, 300, share);
         options
     }
 
@@ -329,6 +335,7 @@ impl Options {
             force_per_mille: 0,
             disks_per_mille: 0,
             senseless_per_mille: 0,
+            options_per_mille: 0,
             fault_every: None,
             lasting_per_mille: 0,
             rival_per_mille: 0,

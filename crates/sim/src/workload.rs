@@ -165,7 +165,8 @@ impl World {
     fn flush_completed(&mut self, id: NodeId, pending: &Pending) {
         let status = self.status(id).expect("it just completed a request");
         // A disk that failed in the flush holds nothing for certain.
-        let (believed, _) = self.holders(id, pending.volume, &status, self.options.protocol != Protocol::A);
+        self.flushed_to_peers(id, pending.submitted);
+        let (believed, _) = self.holders(id, pending.volume, &status, false);
         let truth = self.truth_of(id, pending.volume);
         truth.flush(pending.submitted);
         truth.durable_on.retain(|node| believed.contains(node));
@@ -184,7 +185,7 @@ impl World {
         // FUA is durable on the Primary and, with B and C, where the peer wrote it; A promises nothing about peers.
         let moment = self.moment;
         let status = self.status(id).expect("it just completed a request");
-        let (believed, certain) = self.holders(id, pending.volume, &status, self.options.protocol != Protocol::A);
+        let (believed, certain) = self.holders(id, pending.volume, &status, false);
         // Who takes part in this line of history is no longer what another line left there, whatever it is promised.
         let (fed, _) = self.holders(id, pending.volume, &status, true);
         for truth in self.truths.entry(pending.volume).or_default().iter_mut().filter(|t| t.primary != Some(id)) {
@@ -199,13 +200,14 @@ impl World {
     }
 
     /// Nodes that must hold a write that completes now: by what the Primary's status says, and of these the ones that
-    /// are alive (the Primary may not have heard of a crash yet).
-    fn holders(
+    /// are alive (the Primary may not have heard of a crash yet). Not those that it writes to by protocol A, which
+    /// promises nothing about a peer, unless `under_a_too`.
+    pub(crate) fn holders(
         &self,
         id: NodeId,
         volume: VolumeNumber,
         status: &Status,
-        peers_too: bool,
+        under_a_too: bool,
     ) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
         let mut believed = BTreeSet::new();
         let mut certain = BTreeSet::new();
@@ -213,10 +215,8 @@ impl World {
             believed.insert(id);
             certain.insert(id);
         }
-        if !peers_too {
-            return (believed, certain);
-        }
-        for (peer, p) in &status.peers {
+        let promised = |peer: &NodeId| under_a_too || self.weakest(id, *peer) != Protocol::A;
+        for (peer, p) in status.peers.iter().filter(|(peer, _)| promised(peer)) {
             let Some(device) = p.volumes.get(&volume) else { continue };
             let fed = matches!(device.replication, ReplicationState::Established | ReplicationState::SyncTarget);
             if device.disk == DiskState::UpToDate && fed {
@@ -359,7 +359,7 @@ impl World {
 
     /// The node's memory is gone; with `power`, what its disks had not flushed too.
     pub(crate) fn truths_after_stop(&mut self, id: NodeId, power: bool) {
-        let received_only = self.options.protocol == Protocol::B;
+        let received_only = self.nodes.keys().any(|primary| self.owes_under(*primary, id, Protocol::B));
         for truth in self.truths.values_mut().flatten() {
             let was_primary = truth.primary == Some(id);
             if was_primary {
@@ -373,7 +373,8 @@ impl World {
 
     pub(crate) fn resync_starts(&mut self, target: NodeId, source: NodeId, volume: VolumeNumber) {
         // Under protocol A the tail of a crashed Primary may be lost; what it wrote in a generation of its own not.
-        let tail = self.options.protocol == Protocol::A && !self.apart.contains(&(target, source, volume));
+        let by_a = self.owes_under(target, source, Protocol::A) || self.owes_under(source, target, Protocol::A);
+        let tail = by_a && !self.apart.contains(&(target, source, volume));
         let excused = self.forced || self.given_up.contains(&(target, volume)) || tail;
         let truths = self.truths.entry(volume).or_default();
         let disk = &self.nodes[&source].disks[&volume];

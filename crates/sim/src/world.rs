@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use engine::{Command, CommandId, Effect, Engine, Input, LinkError, Status};
+use engine::{Command, CommandId, Effect, Engine, Input, LinkError, Protocol, Status};
 use types::{IoId, LinkId, NodeId, Time, VolumeNumber};
 use wire::Socket;
 
@@ -17,6 +17,7 @@ use crate::checker::Differences;
 use crate::disk::Stamp;
 use crate::network::{EndState, Frame, Network};
 use crate::node::Node;
+use crate::protocols::File;
 use crate::reached::Reached;
 use crate::rng::{Rng, Stream};
 use crate::swarm::{MS, Options, SECOND};
@@ -183,6 +184,9 @@ pub struct World {
     pub complaint: Option<Complaint>,
     pub stats: Stats,
     pub reached: Reached,
+    pub file: File,
+    /// Of each node towards each other: protocols and since which moment, as long as anything may be owed under them.
+    pub protocols: BTreeMap<(NodeId, NodeId), Vec<(Stamp, Protocol)>>,
     trace: Option<Vec<String>>,
     effects: Vec<Effect>,
 }
@@ -215,6 +219,8 @@ impl World {
     fn empty(options: Options, seed: u64, trace: bool) -> World {
         let duration = options.duration;
         let mut world = World {
+            file: File::new(&options),
+            protocols: BTreeMap::new(),
             options,
             now: SECOND,
             nature: Rng::stream(seed, Stream::Nature),

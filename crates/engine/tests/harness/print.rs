@@ -240,6 +240,7 @@ pub fn event(event: &Event, names: &mut Names) -> String {
             format!("resync {peer}/{volume} finished as {}, {failed_blocks} failed", side(*source))
         }
         Event::Size { volume, bytes } => format!("size {volume} {bytes}"),
+        Event::Protocol { peer, from, to, reason } => format!("protocol towards {peer} {from:?} -> {to:?} ({reason})"),
         Event::Warning { text } => format!("warning {}", names.rename(text)),
     }
 }

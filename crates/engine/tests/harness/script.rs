@@ -3,7 +3,8 @@
 //!
 //! - `nodes a=0 b=1 [protocol=C] [volumes=1] [peers=1]`: who there is. First command of a file.
 //! - `config NODE KEY=VALUE…`: protocol, secret, al (extents), peer (wrong id of the only peer), diskless (yes),
-//!   diskful-peers (ids), size (limit), on-io-error, on-no-data, epoch (writes); before its first `attach`.
+//!   diskful-peers (ids), size (limit), on-io-error, on-no-data, epoch (writes), csums, max-rate (KiB/s), ping-timeout;
+//!   before its first `attach`.
 //! - `attach NODE[/V] fresh [size=8M] [stamp=N]`, `attach NODE[/V]` (the image as it is), `detach NODE [force]`.
 //! - `connect a b` (whoever is StandAlone), `connect a->b [discard-my-data]`, `disconnect a->b [force]`.
 //! - `synced NODE NODE…`: attach fresh, connect, skip the initial sync, silently.
@@ -12,6 +13,7 @@
 //!   disk an operation), `settle` (all that needs no time), `run [3s]`.
 //! - `promote a [force]`, `demote a`, `invalidate a`, `invalidate-remote a->b`, `pause-sync a->b`, `resume-sync a->b`,
 //!   `outdate a`, `new-current-uuid a [clear-bitmap]`.
+//! - `change a KEY=VALUE…`: keys of `config`, all that follows from them as new options of the running node.
 //! - `write a[/V] 0+4096 [fua] [xN STRIDE]`, `read`, `discard`, `write-zeroes … [may-unmap]`, `flush a`.
 //! - `status a`, `bits a`, `uuids a` (durable), `compare a b`, `log none|events|all [WORD…]` (only lines with one of
 //!   the words).
@@ -111,6 +113,7 @@ fn execute(cluster: &mut Cluster, line: &str) {
     match *verb {
         "nodes" => nodes(cluster, rest),
         "config" => configure(cluster, rest),
+        "change" => change(cluster, rest),
         "attach" => attach(cluster, rest),
         "connect" => connect(cluster, rest),
         "synced" => synced(cluster, rest),
@@ -189,6 +192,11 @@ fn configure(cluster: &mut Cluster, words: &[&str]) {
             "on-io-error" => config.volumes.values_mut().for_each(|v| v.on_io_error = OnIoError::PassOn),
             "on-no-data" => config.on_no_data = OnNoData::SuspendIo,
             "epoch" => config.peers.values_mut().for_each(|p| p.epoch_writes_max = value.parse().expect("a number")),
+            "csums" => config.peers.values_mut().for_each(|p| p.csums_alg = value.into()),
+            "max-rate" => {
+                config.peers.values_mut().for_each(|p| p.resync.max_rate_kib = value.parse().expect("a number"))
+            }
+            "ping-timeout" => config.peers.values_mut().for_each(|p| p.ping_timeout = duration(value)),
             "peer" => {
                 let old = std::mem::take(&mut config.peers).into_values().next().expect("a peer");
                 config.peers = BTreeMap::from([(node_id(value), old)]);
@@ -197,6 +205,19 @@ fn configure(cluster: &mut Cluster, words: &[&str]) {
             _ => panic!("config: unknown key {key:?}"),
         }
     }
+}
+
+fn change(cluster: &mut Cluster, words: &[&str]) {
+    configure(cluster, words);
+    let me = cluster.index(words[0]);
+    let config = &cluster.nodes[me].config;
+    let options = |v: &VolumeConfig| VolumeOptions { al_extents: v.al_extents, on_io_error: v.on_io_error };
+    let change = OptionChange {
+        resource: Some(config.options()),
+        volumes: config.volumes.iter().map(|(n, v)| (*n, options(v))).collect(),
+        peers: config.peers.clone(),
+    };
+    cluster.command(me, Command::ChangeOptions { change: Box::new(change) });
 }
 
 fn target(cluster: &Cluster, word: &str) -> (usize, VolumeNumber) {
