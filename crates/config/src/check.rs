@@ -363,7 +363,7 @@ pub(crate) fn effective(raw: &RawConfig, resources: &[Resource]) -> Vec<Diagnost
         let mut causes: Vec<(String, &str)> = Vec::new();
         let connections = resource.connections.iter().map(|c| &c.net);
         for net in connections.chain(resource.connections.is_empty().then_some(&resource.net)) {
-            causes.extend(net_contradictions(net));
+            causes.extend(net.contradictions());
         }
         for volume in resource.nodes.iter().flat_map(|n| &n.volumes) {
             if !volume.options.block_size.is_power_of_two() {
@@ -380,36 +380,43 @@ pub(crate) fn effective(raw: &RawConfig, resources: &[Resource]) -> Vec<Diagnost
     diagnostics
 }
 
-fn net_contradictions(net: &crate::options::NetOptions) -> Vec<(String, &'static str)> {
-    let mut causes = Vec::new();
-    let timeout = net.timeout;
-    if timeout >= net.connect_int || timeout >= net.ping_int {
-        let text = format!(
-            "net: timeout ({} s) must be less than connect-int ({} s) and ping-int ({} s)",
-            timeout.as_secs_f32(),
-            net.connect_int.as_secs(),
-            net.ping_int.as_secs()
-        );
-        causes.push((text, "lower timeout (its unit is 0.1 s) or raise the others (their unit is 1 s)"));
-    }
-    if net.allow_two_primaries && net.protocol != Protocol::C {
-        causes.push(("net: allow-two-primaries needs protocol C".into(), "set protocol = \"C\""));
-    }
-    if net.fencing == Fencing::ResourceAndStonith && net.protocol == Protocol::A {
-        causes.push(("net: fencing = resource-and-stonith does not go with protocol A".into(), "set protocol B or C"));
-    }
-    if net.on_congestion != OnCongestion::Block && net.protocol != Protocol::A {
-        causes.push(("net: on-congestion other than block needs protocol A".into(), "set protocol = \"A\""));
-    }
-    match (net.cram_hmac_alg, net.shared_secret.is_empty()) {
-        (Some(_), true) => {
-            causes.push(("net: cram-hmac-alg is set, but there is no shared-secret".into(), "set shared-secret"));
+impl crate::options::NetOptions {
+    /// Options that do not go together: the cause, and what to write instead.
+    pub fn contradictions(&self) -> Vec<(String, &'static str)> {
+        let net = self;
+        let mut causes = Vec::new();
+        let timeout = net.timeout;
+        if timeout >= net.connect_int || timeout >= net.ping_int {
+            let text = format!(
+                "net: timeout ({} s) must be less than connect-int ({} s) and ping-int ({} s)",
+                timeout.as_secs_f32(),
+                net.connect_int.as_secs(),
+                net.ping_int.as_secs()
+            );
+            causes.push((text, "lower timeout (its unit is 0.1 s) or raise the others (their unit is 1 s)"));
         }
-        (None, false) => {
-            let text = "net: shared-secret is set, but without cram-hmac-alg peers are not authenticated";
-            causes.push((text.into(), "set cram-hmac-alg = \"sha256\""));
+        if net.allow_two_primaries && net.protocol != Protocol::C {
+            causes.push(("net: allow-two-primaries needs protocol C".into(), "set protocol = \"C\""));
         }
-        _ => {}
+        if net.fencing == Fencing::ResourceAndStonith && net.protocol == Protocol::A {
+            causes.push((
+                "net: fencing = resource-and-stonith does not go with protocol A".into(),
+                "set protocol B or C",
+            ));
+        }
+        if net.on_congestion != OnCongestion::Block && net.protocol != Protocol::A {
+            causes.push(("net: on-congestion other than block needs protocol A".into(), "set protocol = \"A\""));
+        }
+        match (net.cram_hmac_alg, net.shared_secret.is_empty()) {
+            (Some(_), true) => {
+                causes.push(("net: cram-hmac-alg is set, but there is no shared-secret".into(), "set shared-secret"));
+            }
+            (None, false) => {
+                let text = "net: shared-secret is set, but without cram-hmac-alg peers are not authenticated";
+                causes.push((text.into(), "set cram-hmac-alg = \"sha256\""));
+            }
+            _ => {}
+        }
+        causes
     }
-    causes
 }

@@ -4,7 +4,7 @@
 //! A row is `"name" field: Type = kind, support;`. Typed fields: amounts in bytes, rates in bytes per second, times as
 //! `Duration`, all else as it is. To make an option effective in the daemon, turn its `NotYet` into `Effective`.
 
-use crate::value::{Field, Kind, Layer, OptionSpec, Support, Unit};
+use crate::value::{BadValue, Difference, Field, Kind, Layer, OptionSpec, Support, Unit};
 use crate::words::*;
 use Support::{Effective, Except, NoEffect, NotYet};
 use core::time::Duration;
@@ -47,6 +47,40 @@ macro_rules! options {
         impl $name {
             pub const TABLE: &'static [OptionSpec] =
                 &[$(OptionSpec { name: $key, kind: $kind, support: $support },)+];
+
+            /// Every option with its value.
+            fn to_layer(&self) -> Layer {
+                Layer::from([$(($key, self.$field.to_value($kind)),)+])
+            }
+
+            /// What is another in `new`, in the order of the table.
+            pub fn differences(&self, new: &$name) -> Vec<Difference> {
+                let (from, to) = (self.to_layer(), new.to_layer());
+                let differ = Self::TABLE.iter().filter(|spec| from[spec.name] != to[spec.name]);
+                differ
+                    .map(|spec| Difference {
+                        name: spec.name,
+                        from: spec.show(&from[spec.name]),
+                        to: spec.show(&to[spec.name]),
+                        support: spec.support,
+                    })
+                    .collect()
+            }
+
+            /// The same but for options that are given as on a command line. An error comes with the name it is about.
+            pub fn with<'a>(
+                &self,
+                given: impl IntoIterator<Item = (&'a str, &'a str)>,
+            ) -> Result<$name, (String, BadValue)> {
+                let mut layer = self.to_layer();
+                for (name, text) in given {
+                    let wrong = |bad| (name.to_string(), bad);
+                    let spec = Self::TABLE.iter().find(|spec| spec.name == name);
+                    let spec = spec.ok_or_else(|| wrong(BadValue::unknown_name(name, Self::TABLE)))?;
+                    layer.insert(spec.name, spec.parse(text).map_err(wrong)?);
+                }
+                Ok($name::from_layer(&layer))
+            }
 
             /// From checked values; what is not there has its default.
             pub(crate) fn from_layer(layer: &Layer) -> $name {
@@ -255,6 +289,32 @@ mod tests {
         GlobalOptions::default();
         assert_eq!(NetOptions::default().timeout, Duration::from_secs(6));
         assert_eq!(PeerDeviceOptions::default().c_max_rate, 100 << 20);
+    }
+
+    #[test]
+    fn values_survive_the_way_to_a_field_and_back() {
+        let net = NetOptions::default();
+        assert_eq!(NetOptions::from_layer(&net.to_layer()), net);
+        assert_eq!(ResourceOptions::from_layer(&ResourceOptions::default().to_layer()), ResourceOptions::default());
+        assert_eq!(DiskOptions::from_layer(&DiskOptions::default().to_layer()), DiskOptions::default());
+        assert_eq!(
+            PeerDeviceOptions::from_layer(&PeerDeviceOptions::default().to_layer()),
+            PeerDeviceOptions::default()
+        );
+        let given = [("protocol", "a"), ("timeout", "35"), ("max-buffers", "36k"), ("shared-secret", "x")];
+        let other = net.with(given).unwrap();
+        assert_eq!((other.timeout, other.max_buffers), (Duration::from_millis(3500), 36864));
+        let shown: Vec<String> =
+            net.differences(&other).into_iter().map(|d| format!("{} {} {}", d.name, d.from, d.to)).collect();
+        let expected = ["protocol C A", "timeout 60 35", "shared-secret none (not shown)", "max-buffers 2048 36864"];
+        assert_eq!(shown, expected);
+        let rates = PeerDeviceOptions::default().with([("c-max-rate", "4M"), ("c-fill-target", "8K")]).unwrap();
+        let shown: Vec<_> = PeerDeviceOptions::default().differences(&rates).into_iter().map(|d| d.to).collect();
+        assert_eq!(shown, ["16s", "4096K"]);
+        for (name, text) in [("protocl", "A"), ("protocol", "D"), ("timeout", "0"), ("timeout", "x")] {
+            let (about, bad) = net.with([(name, text)]).unwrap_err();
+            assert!(about == name && bad.help.is_some(), "{name} {text}: {bad:?}");
+        }
     }
 
     #[test]

@@ -58,6 +58,18 @@ impl Unit {
             _ => panic!("{number} {} is no time: the option table is wrong", self.name()),
         }
     }
+    pub(crate) fn of_duration(self, time: Duration) -> u64 {
+        let millis = time.as_millis() as u64;
+        match self {
+            Unit::Seconds => millis / 1000,
+            Unit::Tenths => millis / 100,
+            Unit::Milliseconds => millis,
+            _ => panic!("{time:?} in {}: the option table is wrong", self.name()),
+        }
+    }
+    pub(crate) fn of_plain(self, plain: u64) -> u64 {
+        plain / self.bytes().unwrap_or(1)
+    }
     /// Bytes (per second) for amounts and rates, the count itself otherwise. Ranges keep the product below 2^64.
     pub fn to_plain(self, number: u64) -> u64 {
         number * self.bytes().unwrap_or(1)
@@ -138,11 +150,27 @@ pub enum Value {
 /// Values that one section of one level sets explicitly.
 pub type Layer = BTreeMap<&'static str, Value>;
 
+/// One option in which two sets differ; values as [`OptionSpec::show`] has them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Difference {
+    pub name: &'static str,
+    pub from: String,
+    pub to: String,
+    pub support: Support,
+}
+
 /// Why a value was refused: the cause, and what to write instead.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BadValue {
     pub cause: String,
     pub help: Option<String>,
+}
+
+impl BadValue {
+    pub(crate) fn unknown_name(name: &str, table: &[OptionSpec]) -> BadValue {
+        let known: Vec<&str> = table.iter().map(|spec| spec.name).collect();
+        bad("is no option of this section", did_you_mean(name, known.iter().copied(), &known.join(", ")))
+    }
 }
 
 fn bad(cause: impl Into<String>, help: impl Into<String>) -> BadValue {
@@ -178,6 +206,33 @@ impl OptionSpec {
             }
             Kind::Text { bytes_max } => format!("text of at most {bytes_max} bytes"),
             Kind::Secret { bytes_max } => format!("text of at most {bytes_max} bytes"),
+        }
+    }
+
+    /// Checks what somebody wrote on a command line.
+    pub fn parse(&self, text: &str) -> Result<Value, BadValue> {
+        match (self.kind, text) {
+            (Kind::Flag { .. }, "yes" | "true") => Ok(Value::Flag(true)),
+            (Kind::Flag { .. }, "no" | "false") => Ok(Value::Flag(false)),
+            (Kind::Flag { .. }, _) => Err(bad("is neither yes nor no", format!("write {}", self.describe()))),
+            _ => self.check(&DeValue::String(text.into())),
+        }
+    }
+
+    /// As in a configuration file, but for secrets, which nothing shows.
+    pub fn show(&self, value: &Value) -> String {
+        match value {
+            Value::Flag(flag) => flag.to_string(),
+            Value::Number(number) => match self.kind {
+                Kind::Number { unit: Unit::Sectors, .. } => format!("{number}s"),
+                Kind::Number { unit: Unit::KibPerSecond, .. } => format!("{number}K"),
+                _ => number.to_string(),
+            },
+            Value::Text(text) if text.is_empty() => "none".into(),
+            Value::Text(text) => text.clone(),
+            Value::Secret(secret) if secret.is_empty() => "none".into(),
+            Value::Secret(_) => "(not shown)".into(),
+            Value::Unset => "default".into(),
         }
     }
 
@@ -336,6 +391,8 @@ pub(crate) fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>)
 /// A field of a typed option struct, made from a value that [`OptionSpec::check`] let pass.
 pub(crate) trait Field: Sized {
     fn from_value(value: &Value, kind: Kind) -> Option<Self>;
+    /// The other way: numbers in the option's unit.
+    fn to_value(&self, kind: Kind) -> Value;
 }
 
 fn unit_of(kind: Kind) -> Unit {
@@ -352,6 +409,9 @@ impl Field for bool {
             _ => None,
         }
     }
+    fn to_value(&self, _: Kind) -> Value {
+        Value::Flag(*self)
+    }
 }
 impl Field for u64 {
     fn from_value(value: &Value, kind: Kind) -> Option<u64> {
@@ -360,10 +420,16 @@ impl Field for u64 {
             _ => None,
         }
     }
+    fn to_value(&self, kind: Kind) -> Value {
+        Value::Number(unit_of(kind).of_plain(*self))
+    }
 }
 impl Field for u32 {
     fn from_value(value: &Value, kind: Kind) -> Option<u32> {
         u64::from_value(value, kind)?.try_into().ok()
+    }
+    fn to_value(&self, kind: Kind) -> Value {
+        u64::from(*self).to_value(kind)
     }
 }
 impl Field for Option<u64> {
@@ -373,6 +439,9 @@ impl Field for Option<u64> {
             other => u64::from_value(other, kind).map(Some),
         }
     }
+    fn to_value(&self, kind: Kind) -> Value {
+        self.map_or(Value::Unset, |number| number.to_value(kind))
+    }
 }
 impl Field for Duration {
     fn from_value(value: &Value, kind: Kind) -> Option<Duration> {
@@ -380,6 +449,9 @@ impl Field for Duration {
             Value::Number(number) => Some(unit_of(kind).to_duration(*number)),
             _ => None,
         }
+    }
+    fn to_value(&self, kind: Kind) -> Value {
+        Value::Number(unit_of(kind).of_duration(*self))
     }
 }
 impl Field for String {
@@ -389,6 +461,9 @@ impl Field for String {
             _ => None,
         }
     }
+    fn to_value(&self, _: Kind) -> Value {
+        Value::Text(self.clone())
+    }
 }
 impl Field for Secret {
     fn from_value(value: &Value, _: Kind) -> Option<Secret> {
@@ -396,6 +471,9 @@ impl Field for Secret {
             Value::Secret(secret) => Some(secret.clone()),
             _ => None,
         }
+    }
+    fn to_value(&self, _: Kind) -> Value {
+        Value::Secret(self.clone())
     }
 }
 impl Field for Quorum {
@@ -411,6 +489,14 @@ impl Field for Quorum {
             _ => return None,
         })
     }
+    fn to_value(&self, _: Kind) -> Value {
+        match self {
+            Quorum::Nodes(nodes) => Value::Number(u64::from(*nodes)),
+            Quorum::Off => Value::Text("off".into()),
+            Quorum::Majority => Value::Text("majority".into()),
+            Quorum::All => Value::Text("all".into()),
+        }
+    }
 }
 
 macro_rules! word_fields {
@@ -418,6 +504,9 @@ macro_rules! word_fields {
         impl Field for crate::words::$name {
             fn from_value(value: &Value, _: Kind) -> Option<Self> {
                 match value { Value::Text(word) => Self::parse(word), _ => None }
+            }
+            fn to_value(&self, _: Kind) -> Value {
+                Value::Text(self.word().into())
             }
         }
     )+ };
@@ -445,6 +534,9 @@ impl Field for Option<crate::words::Hash> {
             Value::Text(word) => crate::words::Hash::parse(word).map(Some),
             _ => None,
         }
+    }
+    fn to_value(&self, _: Kind) -> Value {
+        Value::Text(self.map(crate::words::Hash::word).unwrap_or_default().into())
     }
 }
 
@@ -475,6 +567,18 @@ mod tests {
         for (text, unit, expected) in table {
             assert_eq!(number(unit).suffixed(text, unit), Ok(expected), "{text} in {unit:?}");
         }
+    }
+
+    #[test]
+    fn words_of_a_command_line_are_checked_like_those_of_a_file() {
+        let flag = OptionSpec { name: "x", kind: Kind::Flag { default: false }, support: Support::Effective };
+        assert_eq!((flag.parse("yes"), flag.parse("false")), (Ok(Value::Flag(true)), Ok(Value::Flag(false))));
+        assert!(flag.parse("maybe").is_err());
+        assert_eq!(number(Unit::Sectors).parse("4K"), Ok(Value::Number(8)));
+        assert_eq!(number(Unit::Tenths).parse("60"), Ok(Value::Number(60)));
+        assert!(number(Unit::Tenths).parse("6s").is_err());
+        let secret = OptionSpec { name: "x", kind: Kind::Secret { bytes_max: 63 }, support: Support::Effective };
+        assert!(!secret.show(&secret.parse("tell-me-not").unwrap()).contains("tell"));
     }
 
     #[test]

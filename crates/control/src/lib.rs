@@ -13,11 +13,11 @@ mod status;
 
 pub use event::{EventRecord, Object, Verb};
 pub use framing::{FrameError, LINE_BYTES_MAX, LineBuffer, decode_line, encode_line};
-pub use request::{Command, Request, Target, TargetError};
-pub use response::{Reply, Response};
+pub use request::{Command, OptionWords, Request, Target, TargetError};
+pub use response::{Change, Reply, Response};
 pub use status::{
-    ConnectionReport, DeviceReport, Host, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys, PathReport, PeerDeviceReport,
-    ResourceReport, StatusReport, SyncDetails,
+    ConnectionReport, DeviceReport, Host, OwnConnectionKeys, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys, PathReport,
+    PeerDeviceReport, ResourceReport, StatusReport, SyncDetails,
 };
 
 /// Of this protocol. A daemon refuses other versions with [`Response::Error`].

@@ -1,6 +1,7 @@
 //! What a client may ask for.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -32,8 +33,32 @@ pub enum Command {
         target: Target,
     },
     /// Resource or all: re-read the configuration and make the running state match.
+    #[serde(rename_all = "kebab-case")]
     Adjust {
         target: Target,
+        /// Only tell what would change.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// Peer; without one all of the resource. Until the next `adjust`; options as on the command line.
+    NetOptions {
+        target: Target,
+        options: OptionWords,
+    },
+    /// Volume; without one all of the resource.
+    DiskOptions {
+        target: Target,
+        options: OptionWords,
+    },
+    /// Peer and volume; without them all of the resource.
+    PeerDeviceOptions {
+        target: Target,
+        options: OptionWords,
+    },
+    /// Resource.
+    ResourceOptions {
+        target: Target,
+        options: OptionWords,
     },
     /// Volume; without one all of the resource.
     Attach {
@@ -133,6 +158,10 @@ impl Command {
             Command::Up { .. } => "up",
             Command::Down { .. } => "down",
             Command::Adjust { .. } => "adjust",
+            Command::NetOptions { .. } => "net-options",
+            Command::DiskOptions { .. } => "disk-options",
+            Command::PeerDeviceOptions { .. } => "peer-device-options",
+            Command::ResourceOptions { .. } => "resource-options",
             Command::Attach { .. } => "attach",
             Command::Detach { .. } => "detach",
             Command::Connect { .. } => "connect",
@@ -161,7 +190,11 @@ impl Command {
         match self {
             Command::Up { target }
             | Command::Down { target }
-            | Command::Adjust { target }
+            | Command::Adjust { target, .. }
+            | Command::NetOptions { target, .. }
+            | Command::DiskOptions { target, .. }
+            | Command::PeerDeviceOptions { target, .. }
+            | Command::ResourceOptions { target, .. }
             | Command::Attach { target }
             | Command::Detach { target, .. }
             | Command::Connect { target, .. }
@@ -195,9 +228,11 @@ impl Command {
             | Command::Down { .. }
             | Command::Adjust { .. }
             | Command::Promote { .. }
-            | Command::Demote { .. } => (false, false),
-            Command::Connect { .. } | Command::Disconnect { .. } => (true, false),
+            | Command::Demote { .. }
+            | Command::ResourceOptions { .. } => (false, false),
+            Command::Connect { .. } | Command::Disconnect { .. } | Command::NetOptions { .. } => (true, false),
             Command::Attach { .. }
+            | Command::DiskOptions { .. }
             | Command::Detach { .. }
             | Command::Invalidate { .. }
             | Command::NewCurrentUuid { .. }
@@ -227,6 +262,9 @@ impl Command {
         )
     }
 }
+
+/// By name; values as on the command line.
+pub type OptionWords = BTreeMap<String, String>;
 
 /// `all`, or `[PEER:]RESOURCE[/VOLUME]`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

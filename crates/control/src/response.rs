@@ -21,6 +21,10 @@ impl Reply {
 #[serde(tag = "response", rename_all = "kebab-case")]
 pub enum Response {
     Done,
+    /// Done; which options are others now, or, after a dry run, would be.
+    Changed {
+        changes: Vec<Change>,
+    },
     /// A rule refused the command; nothing has changed.
     #[serde(rename_all = "kebab-case")]
     Refused {
@@ -69,6 +73,21 @@ pub enum Response {
     },
 }
 
+/// One option of a running resource that changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Change {
+    /// `r0`, `r0/1`, `bob:r0`, `bob:r0/1`.
+    pub object: String,
+    pub option: String,
+    /// Values as in the configuration; secrets are not shown.
+    pub from: String,
+    pub to: String,
+    /// Why it has no effect yet, or never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
 impl Response {
     /// Nothing follows on this request.
     pub const fn is_final(&self) -> bool {
@@ -78,7 +97,7 @@ impl Response {
     /// What `replicactl` ends with. Source of the numbers: DRBD's tools, scripts act on them.
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Response::Done | Response::Status { .. } | Response::Text { .. } => 0,
+            Response::Done | Response::Changed { .. } | Response::Status { .. } | Response::Text { .. } => 0,
             Response::Event { .. } | Response::Progress { .. } => 0,
             Response::Refused { code, .. } => exit_code_of_refusal(*code),
             Response::Unknown { .. } => 10,

@@ -96,6 +96,15 @@ pub struct ConnectionReport {
     /// DRBD's key has an underscore. By volume.
     #[serde(rename = "peer_devices")]
     pub peer_devices: Vec<PeerDeviceReport>,
+    #[serde(default)]
+    pub replicad: OwnConnectionKeys,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct OwnConnectionKeys {
+    /// `A`, `B` or `C`, by which this node writes to the peer now.
+    pub protocol: String,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]

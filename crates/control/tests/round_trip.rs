@@ -14,11 +14,11 @@ fn target() -> impl Strategy<Value = Target> {
 
 fn command() -> impl Strategy<Value = Command> {
     let timeout = proptest::option::of(any::<u64>());
-    (target(), any::<[bool; 2]>(), timeout, proptest::option::of(".*"), 0..24usize).prop_map(
+    (target(), any::<[bool; 2]>(), timeout, proptest::option::of(".*"), 0..25usize).prop_map(
         |(target, [force, other], timeout_s, from_peer, which)| match which {
             0 => Command::Up { target },
             1 => Command::Down { target },
-            2 => Command::Adjust { target },
+            2 => Command::Adjust { target, dry_run: force },
             3 => Command::Attach { target },
             4 => Command::Detach { target, force },
             5 => Command::Connect { target, discard_my_data: force },
@@ -39,6 +39,14 @@ fn command() -> impl Strategy<Value = Command> {
             20 => Command::NewCurrentUuid { target, clear_bitmap: force },
             21 => Command::Outdate { target },
             22 => Command::GetGi { target },
+            23 => {
+                let options = from_peer.into_iter().map(|text| ("protocol".into(), text)).collect();
+                if other {
+                    Command::NetOptions { target, options }
+                } else {
+                    Command::PeerDeviceOptions { target, options }
+                }
+            }
             _ => Command::ShowGi { target },
         },
     )
@@ -77,6 +85,10 @@ fn response() -> impl Strategy<Value = Response> {
             Response::Refused { object: a.clone(), code, rule: a, state: b, message: c, next_step }
         }),
         (".*", ".*").prop_map(|(object, message)| Response::Unknown { object, message, next_step: None }),
+        any::<[String; 4]>().prop_map(|[object, option, from, to]| {
+            let note = Some(to.clone());
+            Response::Changed { changes: vec![Change { object, option, from, to, note }] }
+        }),
         (".*").prop_map(|message| Response::Error { message, next_step: None }),
         (".*").prop_map(|message| Response::TimedOut { message }),
         (".*").prop_map(|message| Response::Progress { message }),

@@ -1,5 +1,6 @@
 //! The command line. Names are DRBD's; a name here is a contract with scripts (docs of `replicactl`).
 
+use crate::options::{DiskOptions, NetOptions, PeerDeviceOptions, ResourceOptions};
 use clap::{Args, Parser, Subcommand};
 use control::Target;
 use std::path::PathBuf;
@@ -67,6 +68,11 @@ pub struct Wait {
     pub timeout: Option<u64>,
 }
 
+const ADJUST_HELP: &str = "\
+Prints what it changed, a line each. al-extents takes effect at the next attach; shared-secret, cram-hmac-alg and what is\n\
+about making a connection at the next connect. Other addresses, disks, devices, volumes, nodes and sizes need a restart\n\
+of replicad; then nothing is changed.";
+
 #[derive(Subcommand)]
 pub enum Cmd {
     /// Write fresh metadata for a resource or volume
@@ -108,8 +114,23 @@ pub enum Cmd {
     Up(One),
     /// Disconnect, detach, forget
     Down(One),
-    /// Make the running state match the configuration
-    Adjust(One),
+    /// Make the running state match the configuration: options that differ change, disks are attached, peers connected
+    #[command(after_help = ADJUST_HELP)]
+    Adjust {
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// Only tell what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Change options of connections until the next adjust
+    NetOptions(NetOptions),
+    /// Change options of disks until the next adjust
+    DiskOptions(DiskOptions),
+    /// Change options of volumes towards peers until the next adjust
+    PeerDeviceOptions(PeerDeviceOptions),
+    /// Change options of a resource until the next adjust
+    ResourceOptions(ResourceOptions),
     /// Attach a disk
     Attach(One),
     /// Detach a disk

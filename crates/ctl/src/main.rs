@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod offline;
 mod online;
+mod options;
 mod output;
 mod render;
 

@@ -16,7 +16,11 @@ pub fn command_of(cmd: &Cmd, global: &Global) -> Option<Command> {
     Some(match cmd {
         Cmd::Up(One { target }) => Command::Up { target: at(target) },
         Cmd::Down(One { target }) => Command::Down { target: at(target) },
-        Cmd::Adjust(One { target }) => Command::Adjust { target: at(target) },
+        Cmd::Adjust { target, dry_run } => Command::Adjust { target: at(target), dry_run: *dry_run },
+        Cmd::NetOptions(changed) => changed.command(),
+        Cmd::DiskOptions(changed) => changed.command(),
+        Cmd::PeerDeviceOptions(changed) => changed.command(),
+        Cmd::ResourceOptions(changed) => changed.command(),
         Cmd::Attach(One { target }) => Command::Attach { target: at(target) },
         Cmd::Detach(Forced { target, force }) => Command::Detach { target: at(target), force: *force },
         Cmd::Connect { target, discard_my_data } => {
@@ -103,6 +107,10 @@ fn show(cmd: &Cmd, response: Response, output: &mut Output) -> Exit {
     match response {
         Response::Done if !output.json => {}
         Response::Done => output.json_line(&serde_json::json!({ "result": "done" })),
+        Response::Changed { changes } if output.json => {
+            output.json_line(&serde_json::json!({ "result": "done", "changes": changes }))
+        }
+        Response::Changed { changes } => changes.iter().for_each(|change| output.line(&render::change(change))),
         Response::Status { status } => return show_status(cmd, &status, output),
         Response::Text { lines } if output.json => output.json_line(&lines),
         Response::Text { lines } => lines.iter().for_each(|line| output.line(line)),

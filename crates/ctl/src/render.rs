@@ -61,6 +61,12 @@ const fn yes_no(flag: bool) -> &'static str {
     if flag { "yes" } else { "no" }
 }
 
+/// `bob:r0: protocol: C -> A`.
+pub fn change(change: &control::Change) -> String {
+    let note = change.note.as_ref().map_or(String::new(), |note| format!(" ({note})"));
+    format!("{}: {}: {} -> {}{note}", change.object, change.option, change.from, change.to)
+}
+
 pub fn status(resources: &[ResourceReport], detail: Detail) -> String {
     if resources.is_empty() {
         return "# No resource is up.\n".into();
@@ -148,6 +154,8 @@ fn connection(out: &mut String, report: &ResourceReport, connection: &Connection
     words.key_if(verbose, "node-id", connection.peer_node_id);
     words.key_if(verbose || !connected, "connection", &connection.connection_state);
     words.key_if(verbose || connected, "role", &connection.peer_role);
+    let protocol = &connection.replicad.protocol;
+    words.key_if(verbose && !protocol.is_empty(), "protocol", protocol);
     words.key_if(verbose || connection.tls, "tls", yes_no(connection.tls));
     words.key_if(verbose || connection.congested, "congested", yes_no(connection.congested));
     words.key_if(verbose || connection.congested, "ap-in-flight", connection.ap_in_flight);

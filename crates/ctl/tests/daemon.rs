@@ -60,13 +60,51 @@ fn resource() -> ResourceReport {
     }
 }
 
+fn words(options: &[(&str, &str)]) -> OptionWords {
+    options.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
+
+#[test]
+fn changed_options_are_a_line_each() {
+    let change = |note: Option<&str>| Change {
+        object: "bob:r0".into(),
+        option: "protocol".into(),
+        from: "C".into(),
+        to: "A".into(),
+        note: note.map(Into::into),
+    };
+    let changes = || vec![Response::Changed { changes: vec![change(None), change(Some("not yet"))] }];
+    let (text, _) = ask("adjust r0", changes());
+    assert_eq!(text.out, "bob:r0: protocol: C -> A\nbob:r0: protocol: C -> A (not yet)\n");
+    let (json, _) = ask("adjust r0 --json", changes());
+    let value: serde_json::Value = serde_json::from_str(&json.out).unwrap();
+    assert_eq!((&value["result"], &value["changes"][1]["note"]), (&"done".into(), &"not yet".into()));
+}
+
 #[test]
 fn each_command_line_asks_for_what_it_says() {
     let r0 = || at("r0");
     let table = [
         ("up all", Command::Up { target: Target::ALL }),
         ("down r0", Command::Down { target: r0() }),
-        ("adjust r0", Command::Adjust { target: r0() }),
+        ("adjust r0", Command::Adjust { target: r0(), dry_run: false }),
+        ("adjust --dry-run r0", Command::Adjust { target: r0(), dry_run: true }),
+        (
+            "net-options bob:r0 --protocol=A --ping-int 5",
+            Command::NetOptions { target: at("bob:r0"), options: words(&[("protocol", "A"), ("ping-int", "5")]) },
+        ),
+        (
+            "disk-options r0/1 --al-extents 100",
+            Command::DiskOptions { target: at("r0/1"), options: words(&[("al-extents", "100")]) },
+        ),
+        (
+            "peer-device-options bob:r0/1 --c-max-rate 4M",
+            Command::PeerDeviceOptions { target: at("bob:r0/1"), options: words(&[("c-max-rate", "4M")]) },
+        ),
+        (
+            "resource-options r0 --on-no-data-accessible suspend-io",
+            Command::ResourceOptions { target: at("r0"), options: words(&[("on-no-data-accessible", "suspend-io")]) },
+        ),
         ("attach r0/1", Command::Attach { target: at("r0/1") }),
         ("detach --force r0/1", Command::Detach { target: at("r0/1"), force: true }),
         ("connect bob:r0 --discard-my-data", Command::Connect { target: at("bob:r0"), discard_my_data: true }),

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{Config, Disk, Peer};
-use control::{Command, Response, Target};
+use config::{Disk, Peer};
+use control::{Change, Command, Response, Target};
 use engine::{Command as EngineCommand, Refusal};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use types::{ConnectionState, DiskState, NodeId, Role, VolumeNumber};
 
 use crate::attach::{self, AttachRefusal};
 use crate::node::{Node, Served};
+use crate::options;
 use crate::report;
 use crate::resource::{Gone, Snapshot};
 
@@ -24,7 +25,7 @@ const DEVICE_PATIENCE: Duration = Duration::from_secs(20);
 const DEVICE_POLL: Duration = Duration::from_millis(5);
 
 /// The command failed: what to tell. Boxed, since it is as large as a whole answer.
-type Failure = Box<Response>;
+pub type Failure = Box<Response>;
 type Outcome = Result<(), Failure>;
 
 /// Everything but `events`, which is a stream (`control_socket.rs`). `progress`: lines to show meanwhile.
@@ -62,30 +63,31 @@ fn unknown(target: &Target, message: String) -> Failure {
     Box::new(Response::Unknown { object: target.to_string(), message, next_step })
 }
 
-fn volumes(served: &Served, target: &Target) -> Result<Vec<VolumeNumber>, Failure> {
-    let all = served.local.volumes().iter().map(|volume| volume.number);
+pub fn volumes(served: &Served, target: &Target) -> Result<Vec<VolumeNumber>, Failure> {
+    let local = served.local();
+    let all = local.volumes().iter().map(|volume| volume.number);
     let chosen: Vec<VolumeNumber> = all.filter(|number| target.volume.is_none_or(|v| v == number.get())).collect();
     match target.volume {
         Some(volume) if chosen.is_empty() => {
-            Err(unknown(target, format!("resource {} has no volume {volume}", served.local.name)))
+            Err(unknown(target, format!("resource {} has no volume {volume}", served.name())))
         }
         _ => Ok(chosen),
     }
 }
 
-fn peers<'a>(served: &'a Served, target: &Target) -> Result<Vec<&'a Peer>, Failure> {
+pub fn peers(served: &Served, target: &Target) -> Result<Vec<Peer>, Failure> {
     match &target.peer {
-        None => Ok(served.local.peers.iter().collect()),
-        Some(name) => match served.local.peer(name) {
-            Some(peer) => Ok(vec![peer]),
-            None => Err(unknown(target, format!("resource {} has no connection to {name}", served.local.name))),
+        None => Ok(served.local().peers.clone()),
+        Some(name) => match served.local().peer(name) {
+            Some(peer) => Ok(vec![peer.clone()]),
+            None => Err(unknown(target, format!("resource {} has no connection to {name}", served.name()))),
         },
     }
 }
 
 // ------------------------------------------------------------------------------------------------------ failing
 
-fn gone(_: Gone) -> Failure {
+pub fn gone(_: Gone) -> Failure {
     Box::new(Response::Error { message: "the resource is shutting down".into(), next_step: None })
 }
 
@@ -100,7 +102,7 @@ fn too_much(command: &Command, part: &str) -> Response {
     }
 }
 
-fn refused(object: String, refusal: Refusal) -> Failure {
+pub fn refused(object: String, refusal: Refusal) -> Failure {
     Box::new(Response::Refused {
         object,
         code: refusal.code,
@@ -153,9 +155,10 @@ async fn on_each(node: &Arc<Node>, command: Command, progress: &mpsc::Sender<Res
         running.spawn(async move { on_one(&node, &served, &command, &progress).await });
     }
     let mut first: Option<Failure> = None;
+    let mut changes = Vec::new();
     for outcome in running.join_all().await {
         match (outcome, &first) {
-            (Ok(()), _) => {}
+            (Ok(more), _) => changes.extend(more),
             (Err(failure), None) => first = Some(failure),
             (Err(failure), Some(_)) => {
                 // If the client is gone, so is the wish to know.
@@ -163,7 +166,14 @@ async fn on_each(node: &Arc<Node>, command: Command, progress: &mpsc::Sender<Res
             }
         }
     }
-    first.map_or(Ok(Response::Done), Err)
+    match first {
+        Some(failure) => {
+            tell_changes(&changes, progress).await;
+            Err(failure)
+        }
+        None if changes.is_empty() => Ok(Response::Done),
+        None => Ok(Response::Changed { changes }),
+    }
 }
 
 fn sentence(response: &Response) -> String {
@@ -176,7 +186,30 @@ fn sentence(response: &Response) -> String {
     }
 }
 
-async fn on_one(node: &Node, served: &Served, command: &Command, progress: &mpsc::Sender<Response>) -> Outcome {
+/// Returns the options that were changed.
+async fn on_one(
+    node: &Node,
+    served: &Served,
+    command: &Command,
+    progress: &mpsc::Sender<Response>,
+) -> Result<Vec<Change>, Failure> {
+    match command {
+        Command::Adjust { dry_run, .. } => {
+            let _changing = served.changing.lock().await;
+            adjust(node, served, *dry_run, progress).await
+        }
+        Command::NetOptions { .. }
+        | Command::DiskOptions { .. }
+        | Command::PeerDeviceOptions { .. }
+        | Command::ResourceOptions { .. } => {
+            let _changing = served.changing.lock().await;
+            options::set(served, command).await
+        }
+        other => state_change(served, other, progress).await.map(|()| Vec::new()),
+    }
+}
+
+async fn state_change(served: &Served, command: &Command, progress: &mpsc::Sender<Response>) -> Outcome {
     match command {
         Command::WaitConnect { target, timeout_s } => {
             let peers = peer_ids(served, target)?;
@@ -196,7 +229,6 @@ async fn on_one(node: &Node, served: &Served, command: &Command, progress: &mpsc
     match command {
         Command::Up { .. } => up(served).await,
         Command::Down { .. } => down(served).await,
-        Command::Adjust { .. } => adjust(node, served).await,
         Command::Attach { target } => attach_all(served, &volumes(served, target)?, false).await,
         Command::Detach { target, force } => detach_all(served, &volumes(served, target)?, *force).await,
         Command::Connect { target, discard_my_data } => {
@@ -205,7 +237,7 @@ async fn on_one(node: &Node, served: &Served, command: &Command, progress: &mpsc
         }
         Command::Disconnect { target, force } => disconnect_all(served, &peers(served, target)?, *force).await,
         Command::Promote { force, .. } => {
-            run(served, served.local.name.clone(), EngineCommand::Promote { force: *force }).await?;
+            run(served, served.name().to_string(), EngineCommand::Promote { force: *force }).await?;
             devices_are_there(served).await?;
             tell_what_is_not_served(served, progress).await
         }
@@ -218,7 +250,7 @@ fn peer_ids(served: &Served, target: &Target) -> Result<Vec<NodeId>, Failure> {
     Ok(peers(served, target)?.into_iter().map(|peer| peer.id).collect())
 }
 
-async fn run(served: &Served, object: String, command: EngineCommand) -> Outcome {
+pub async fn run(served: &Served, object: String, command: EngineCommand) -> Outcome {
     served.handle.command(command).await.map_err(gone)?.map_err(|refusal| refused(object, refusal))
 }
 
@@ -227,11 +259,8 @@ async fn devices_are_there(served: &Served) -> Outcome {
     let deadline = tokio::time::Instant::now() + DEVICE_PATIENCE;
     while let Some(missing) = served.missing_device() {
         if tokio::time::Instant::now() >= deadline {
-            let text = format!(
-                "{} is Primary, but {} did not appear; see the daemon's log",
-                served.local.name,
-                missing.display()
-            );
+            let text =
+                format!("{} is Primary, but {} did not appear; see the daemon's log", served.name(), missing.display());
             return Err(Box::new(Response::Error { message: text, next_step: None }));
         }
         tokio::time::sleep(DEVICE_POLL).await;
@@ -245,7 +274,7 @@ async fn tell_what_is_not_served(served: &Served, progress: &mpsc::Sender<Respon
     let snapshot = served.handle.snapshot().await.map_err(gone)?;
     for (number, volume) in &snapshot.volumes {
         let Some(trouble) = &volume.nbd_trouble else { continue };
-        let message = format!("{}/{number} is Primary, but {trouble}", served.local.name);
+        let message = format!("{}/{number} is Primary, but {trouble}", served.name());
         // If the client is gone, so is the wish to know.
         let _ = progress.send(Response::Progress { message }).await;
     }
@@ -256,7 +285,7 @@ async fn tell_what_is_not_served(served: &Served, progress: &mpsc::Sender<Respon
 async fn on_volumes(served: &Served, command: &Command) -> Outcome {
     let target = command.target();
     for volume in volumes(served, target)? {
-        let object = format!("{}/{volume}", served.local.name);
+        let object = format!("{}/{volume}", served.name());
         match command {
             Command::Outdate { .. } => run(served, object, EngineCommand::Outdate { volume }).await?,
             Command::Invalidate { from_peer, .. } => {
@@ -272,7 +301,7 @@ async fn on_volumes(served: &Served, command: &Command) -> Outcome {
             }
             Command::InvalidateRemote { .. } | Command::PauseSync { .. } | Command::ResumeSync { .. } => {
                 for peer in peers(served, target)? {
-                    let object = format!("{}:{}/{volume}", peer.name, served.local.name);
+                    let object = format!("{}:{}/{volume}", peer.name, served.name());
                     let peer = peer.id;
                     let command = match command {
                         Command::InvalidateRemote { .. } => EngineCommand::InvalidateRemote { volume, peer },
@@ -289,9 +318,9 @@ async fn on_volumes(served: &Served, command: &Command) -> Outcome {
 }
 
 async fn up(served: &Served) -> Outcome {
-    let all: Vec<VolumeNumber> = served.local.volumes().iter().map(|volume| volume.number).collect();
+    let all: Vec<VolumeNumber> = served.local().volumes().iter().map(|volume| volume.number).collect();
     attach_all(served, &all, true).await?;
-    let peers: Vec<&Peer> = served.local.peers.iter().collect();
+    let peers = served.local().peers.clone();
     connect_all(served, &peers, false, false).await
 }
 
@@ -300,11 +329,11 @@ async fn attach_all(served: &Served, volumes: &[VolumeNumber], lenient: bool) ->
     let snapshot = served.handle.snapshot().await.map_err(gone)?;
     for number in volumes {
         let attached = snapshot.volumes.get(number).is_some_and(|volume| volume.backing.is_some());
-        let volume = served.local.volume(*number).expect("chosen out of these").clone();
+        let volume = served.local().volume(*number).expect("chosen out of these").clone();
         if lenient && (attached || volume.disk == Disk::None) {
             continue;
         }
-        let object = format!("{}/{number}", served.local.name);
+        let object = format!("{}/{number}", served.name());
         if attached {
             return Err(refused(object, already_attached()));
         }
@@ -322,26 +351,26 @@ fn already_attached() -> Refusal {
 }
 
 /// `named`: the operator named the peer, so "already connected" is worth saying.
-async fn connect_all(served: &Served, peers: &[&Peer], discard_my_data: bool, named: bool) -> Outcome {
+async fn connect_all(served: &Served, peers: &[Peer], discard_my_data: bool, named: bool) -> Outcome {
     let snapshot = served.handle.snapshot().await.map_err(gone)?;
     for peer in peers {
         let state = snapshot.status.peers.get(&peer.id).map(|status| status.connection);
         if !named && !discard_my_data && state != Some(ConnectionState::StandAlone) {
             continue;
         }
-        let object = format!("{}:{}", peer.name, served.local.name);
+        let object = format!("{}:{}", peer.name, served.name());
         run(served, object, EngineCommand::Connect { peer: peer.id, discard_my_data }).await?;
     }
     Ok(())
 }
 
-async fn disconnect_all(served: &Served, peers: &[&Peer], force: bool) -> Outcome {
+async fn disconnect_all(served: &Served, peers: &[Peer], force: bool) -> Outcome {
     let snapshot = served.handle.snapshot().await.map_err(gone)?;
     for peer in peers {
         if snapshot.status.peers.get(&peer.id).is_some_and(|s| s.connection == ConnectionState::StandAlone) {
             continue;
         }
-        let object = format!("{}:{}", peer.name, served.local.name);
+        let object = format!("{}:{}", peer.name, served.name());
         run(served, object, EngineCommand::Disconnect { peer: peer.id, force }).await?;
     }
     Ok(())
@@ -353,7 +382,7 @@ async fn detach_all(served: &Served, volumes: &[VolumeNumber], force: bool) -> O
         if snapshot.status.volumes.get(volume).is_some_and(|status| status.disk == DiskState::Diskless) {
             continue;
         }
-        let object = format!("{}/{volume}", served.local.name);
+        let object = format!("{}/{volume}", served.name());
         run(served, object, EngineCommand::Detach { volume: *volume, force }).await?;
     }
     Ok(())
@@ -368,9 +397,9 @@ async fn demote(served: &Served, force: bool) -> Outcome {
     {
         let next_step = "unmount it and disconnect the NBD clients";
         let refusal = Refusal { code: -12, rule: "SS_DEVICE_IN_USE", state, next_step };
-        return Err(refused(served.local.name.clone(), refusal));
+        return Err(refused(served.name().to_string(), refusal));
     }
-    run(served, served.local.name.clone(), EngineCommand::Demote).await
+    run(served, served.name().to_string(), EngineCommand::Demote).await
 }
 
 async fn down(served: &Served) -> Outcome {
@@ -378,25 +407,34 @@ async fn down(served: &Served) -> Outcome {
     if snapshot.status.role == Role::Primary {
         demote(served, false).await?;
     }
-    let peers: Vec<&Peer> = served.local.peers.iter().collect();
+    let peers = served.local().peers.clone();
     disconnect_all(served, &peers, false).await?;
-    let all: Vec<VolumeNumber> = served.local.volumes().iter().map(|volume| volume.number).collect();
+    let all: Vec<VolumeNumber> = served.local().volumes().iter().map(|volume| volume.number).collect();
     detach_all(served, &all, false).await
 }
 
-/// Attaches and connects what is missing. Options of a running resource cannot be changed yet: that is said.
-async fn adjust(node: &Node, served: &Served) -> Outcome {
-    let path = node.config_path.clone();
-    let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await.expect("loading does not panic");
-    let error = |message, next: &str| Box::new(Response::Error { message, next_step: Some(next.into()) });
-    let config = loaded.map_err(|e| error(e.to_string(), "correct the configuration"))?;
-    let name = &served.local.name;
-    let fresh = config.resource(name).and_then(|resource| resource.for_node(&node.name));
-    if fresh.as_ref() != Some(&served.local) {
-        let message = format!("{name}: the configuration differs from what the daemon runs with");
-        return Err(error(message, "restart replicad to use it; nothing was changed"));
+/// Changes the options that differ, attaches and connects what is missing.
+async fn adjust(
+    node: &Node,
+    served: &Served,
+    dry_run: bool,
+    progress: &mpsc::Sender<Response>,
+) -> Result<Vec<Change>, Failure> {
+    let fresh = options::configured(node, served).await?;
+    let changes = options::adjust(served, fresh, dry_run).await?;
+    if !dry_run && let Err(failure) = up(served).await {
+        // What was changed stays so; who sees the failure has to know.
+        tell_changes(&changes, progress).await;
+        return Err(failure);
     }
-    up(served).await
+    Ok(changes)
+}
+
+async fn tell_changes(changes: &[Change], progress: &mpsc::Sender<Response>) {
+    for change in changes {
+        // If the client is gone, so is the wish to know.
+        let _ = progress.send(Response::Progress { message: options::sentence(change) }).await;
+    }
 }
 
 async fn wait(served: &Served, timeout_s: Option<u64>, what: &str, done: impl Fn(&Snapshot) -> bool) -> Outcome {
@@ -418,7 +456,7 @@ async fn wait(served: &Served, timeout_s: Option<u64>, what: &str, done: impl Fn
     match tokio::time::timeout(Duration::from_secs(seconds), waiting).await {
         Ok(outcome) => outcome,
         Err(_) => {
-            let message = format!("{} is not {what} after {seconds} s", served.local.name);
+            let message = format!("{} is not {what} after {seconds} s", served.name());
             Err(Box::new(Response::TimedOut { message }))
         }
     }
@@ -466,7 +504,7 @@ async fn identifiers(node: &Node, target: &Target, explain: bool) -> Result<Resp
         let snapshot = served.handle.snapshot().await.map_err(gone)?;
         for number in volumes(&served, target)? {
             let Some(volume) = snapshot.status.volumes.get(&number).filter(|v| v.disk > DiskState::Attaching) else {
-                let message = format!("{}/{number} has no disk attached", served.local.name);
+                let message = format!("{}/{number} has no disk attached", served.name());
                 let next_step = Some("attach it, or ask `replicactl get-gi` while the daemon is stopped".into());
                 return Err(Box::new(Response::Error { message, next_step }));
             };
@@ -484,7 +522,7 @@ async fn identifiers(node: &Node, target: &Target, explain: bool) -> Result<Resp
                     lines.push(format!("{uuids}:{}", flags.join(":")));
                     continue;
                 }
-                lines.push(format!("{}/{number} towards {}:", served.local.name, peer.name));
+                lines.push(format!("{}/{number} towards {}:", served.name(), peer.name));
                 let names = ["current", "bitmap (since when this peer misses changes)", "history", "older history"];
                 lines.extend(names.iter().zip(uuids).map(|(name, uuid)| format!("  {uuid}  {name}")));
                 let mut on: Vec<&str> = D::NAMED.iter().filter(|(f, _)| own.contains(*f)).map(|(_, n)| *n).collect();

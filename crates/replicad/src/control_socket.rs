@@ -216,10 +216,7 @@ async fn follow(
         Err(RecvError::Closed) => return Err(Response::Done),
         Err(RecvError::Lagged(missed)) => {
             return Err(Response::Error {
-                message: format!(
-                    "events of {}: {missed} changes were missed, the reader is too slow",
-                    served.local.name
-                ),
+                message: format!("events of {}: {missed} changes were missed, the reader is too slow", served.name()),
                 next_step: Some("read faster, or start again to get the present state".into()),
             });
         }

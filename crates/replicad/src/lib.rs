@@ -17,6 +17,7 @@ mod log;
 pub mod nbd;
 mod nbd_doors;
 pub mod node;
+pub mod options;
 pub mod payloads;
 pub mod process;
 pub mod report;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use config::{Config, Device, LocalResource};
@@ -26,7 +26,9 @@ const CLIENTS_NAMED_MAX: usize = 4;
 
 /// One resource as the control plane sees it.
 pub struct Served {
-    pub local: LocalResource,
+    name: String,
+    /// As it runs, but for protocols that peers told since.
+    local: RwLock<Arc<LocalResource>>,
     pub handle: ResourceHandle,
     /// Changes of one resource happen one after the other.
     pub changing: tokio::sync::Mutex<()>,
@@ -65,7 +67,7 @@ impl Node {
                 );
             }
             let served = Served::start(local, &listeners, run_dir)?;
-            resources.insert(served.local.name.clone(), Arc::new(served));
+            resources.insert(served.name.clone(), Arc::new(served));
         }
         Ok(Node { name, config_path, resources })
     }
@@ -86,7 +88,7 @@ impl Node {
             match tokio::time::timeout(ANSWER_PATIENCE, served.handle.snapshot()).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(Gone)) | Err(_) => {
-                    tracing::error!("resource {} does not answer", served.local.name);
+                    tracing::error!("resource {} does not answer", served.name);
                     return false;
                 }
             }
@@ -117,7 +119,8 @@ impl Served {
         let devices = Devices::new(local.name.clone(), run_dir.to_path_buf(), kinds, handle.clone());
         let devices = tokio::spawn(devices.serve(wished));
         Ok(Served {
-            local,
+            name: local.name.clone(),
+            local: RwLock::new(Arc::new(local)),
             handle,
             changing: tokio::sync::Mutex::new(()),
             run_dir: run_dir.to_path_buf(),
@@ -126,21 +129,32 @@ impl Served {
         })
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn local(&self) -> Arc<LocalResource> {
+        self.local.read().expect("no holder of this lock panics").clone()
+    }
+
+    /// Only options differ from what it was before.
+    pub fn set_local(&self, local: LocalResource) {
+        *self.local.write().expect("no holder of this lock panics") = Arc::new(local);
+    }
+
     pub fn report(&self, snapshot: &Snapshot) -> ResourceReport {
         let path = |volume: VolumeNumber, device: Device| match device {
             Device::Ublk(number) if ublk_path(number).exists() => ublk_path(number).display().to_string(),
-            Device::Nbd { .. } | Device::Ublk(_) => {
-                nbd_path(&self.run_dir, &self.local.name, volume).display().to_string()
-            }
+            Device::Nbd { .. } | Device::Ublk(_) => nbd_path(&self.run_dir, &self.name, volume).display().to_string(),
             Device::None => String::new(),
         };
-        crate::report::report(&self.local, snapshot, path)
+        crate::report::report(&self.local(), snapshot, path)
     }
 
     /// The first device of a Primary that cannot be opened yet.
     pub fn missing_device(&self) -> Option<PathBuf> {
-        self.local.volumes().iter().find_map(|volume| {
-            let socket = nbd_path(&self.run_dir, &self.local.name, volume.number);
+        self.local().volumes().iter().find_map(|volume| {
+            let socket = nbd_path(&self.run_dir, &self.name, volume.number);
             match volume.device {
                 Device::Nbd { .. } => (!socket.exists()).then_some(socket),
                 // Without the driver there is a socket instead.
@@ -159,7 +173,7 @@ impl Served {
             if volume.clients > 0 {
                 return Some(nbd_clients(*number, volume));
             }
-            let Some(Device::Ublk(minor)) = self.local.volume(*number).map(|v| v.device) else { continue };
+            let Some(Device::Ublk(minor)) = self.local().volume(*number).map(|v| v.device) else { continue };
             // Opening a block device may wait for it.
             let held = tokio::task::spawn_blocking(move || ublk_is_held(minor)).await;
             if held.expect("it does not panic") {
@@ -173,8 +187,8 @@ impl Served {
         let _changing = self.changing.lock().await;
         match tokio::time::timeout(LEAVE_PATIENCE, self.leave()).await {
             Ok(Ok(())) => {}
-            Ok(Err(text)) => tracing::warn!("resource {} is left as it is: {text}", self.local.name),
-            Err(_) => tracing::warn!("resource {}: gave up leaving after {LEAVE_PATIENCE:?}", self.local.name),
+            Ok(Err(text)) => tracing::warn!("resource {} is left as it is: {text}", self.name),
+            Err(_) => tracing::warn!("resource {}: gave up leaving after {LEAVE_PATIENCE:?}", self.name),
         }
         // A thread that has ended by itself needs no order.
         let _ = self.handle.send(Order::End);

@@ -2,8 +2,8 @@
 
 use config::{Device, LocalResource, Peer};
 use control::{
-    ConnectionReport, DeviceReport, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys, PathReport, PeerDeviceReport,
-    ResourceReport, SyncDetails,
+    ConnectionReport, DeviceReport, OwnConnectionKeys, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys, PathReport,
+    PeerDeviceReport, ResourceReport, SyncDetails,
 };
 use engine::{PeerDeviceStatus, PeerStatus, Trouble, VolumeStatus};
 use types::{ConnectionState, DiskState, ReplicationState, Role, VolumeNumber};
@@ -101,6 +101,7 @@ fn connection(peer: &Peer, status: &PeerStatus, snapshot: &Snapshot) -> Connecti
         rs_in_flight: status.rs_in_flight_bytes / types::range::SECTOR_BYTES,
         paths: peer.paths.iter().enumerate().map(path).collect(),
         peer_devices: peer_devices.collect(),
+        replicad: OwnConnectionKeys { protocol: format!("{:?}", status.protocol) },
     }
 }
 

@@ -93,6 +93,14 @@ fn pacing(volumes: &BTreeMap<VolumeNumber, config::PeerVolume>) -> PacingConfig 
     }
 }
 
+pub fn word_of(protocol: Protocol) -> words::Protocol {
+    match protocol {
+        Protocol::A => words::Protocol::A,
+        Protocol::B => words::Protocol::B,
+        Protocol::C => words::Protocol::C,
+    }
+}
+
 /// Only the first path is used: one connection has two sockets between one pair of addresses.
 pub fn paths(local: &LocalResource) -> BTreeMap<NodeId, PathConfig> {
     let path = |peer: &Peer| {

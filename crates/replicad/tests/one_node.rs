@@ -170,7 +170,7 @@ fn no_target_of_any_command_ends_the_daemon() {
             let (force, from_peer) = (true, Some("n7".to_string()));
             let at = || target.clone();
             let commands = [
-                Command::Adjust { target: at() },
+                Command::Adjust { target: at(), dry_run: false },
                 Command::Attach { target: at() },
                 Command::Connect { target: at(), discard_my_data: true },
                 Command::Promote { target: at(), force },

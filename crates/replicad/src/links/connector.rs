@@ -28,7 +28,7 @@ const CROSSED_PAUSE_MAX: Duration = Duration::from_secs(1);
 const FIRST_PACKET_PING_TIMEOUTS: u32 = 4;
 
 /// Where one peer is and how patiently to reach it. Times: docs of crate `config`, section net.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct PathConfig {
     /// For log lines: resource and peer.
     pub peer: String,
@@ -54,9 +54,15 @@ pub struct Established {
     pub arbiter: bool,
 }
 
+#[derive(Clone)]
 enum Wish {
-    Connect { attempt: u64, delay: Duration },
+    Connect {
+        attempt: u64,
+        delay: Duration,
+    },
     Stop,
+    /// Whatever was wished before goes on with this.
+    Configure(PathConfig),
 }
 
 /// The resource thread's side of a connector. Dropping it ends the task.
@@ -82,6 +88,12 @@ impl ConnectorHandle {
         let _ = self.wishes.send(Wish::Connect { attempt, delay });
     }
 
+    /// Another patience, other buffers; the addresses are those of before. An attempt that runs starts over with it.
+    pub fn configure(&self, path: PathConfig) {
+        // As above.
+        let _ = self.wishes.send(Wish::Configure(path));
+    }
+
     pub fn stop(&self) {
         // As above.
         let _ = self.wishes.send(Wish::Stop);
@@ -89,7 +101,7 @@ impl ConnectorHandle {
 }
 
 async fn serve(
-    path: PathConfig,
+    mut path: PathConfig,
     listeners: Listeners,
     mut wished: mpsc::UnboundedReceiver<Wish>,
     deliver: impl Fn(Established),
@@ -97,7 +109,9 @@ async fn serve(
     let mut registration = None;
     let mut wish = Wish::Stop;
     loop {
+        let before = wish.clone();
         wish = match wish {
+            Wish::Configure(_) => unreachable!("it is carried out where it comes in"),
             Wish::Stop => match refuse_until_wish(&mut registration, &mut wished).await {
                 Some(next) => next,
                 None => return,
@@ -114,6 +128,10 @@ async fn serve(
                 }
             },
         };
+        while let Wish::Configure(new) = wish {
+            path = new;
+            wish = before.clone();
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, mpsc as tokio_mpsc, oneshot};
 use types::{NodeId, VolumeNumber};
 
 use crate::attach::OpenedDisk;
-use crate::links::{ConnectorHandle, Established};
+use crate::links::{ConnectorHandle, Established, PathConfig};
 
 /// Snapshots that a subscriber may be behind before it is cut.
 pub const EVENTS_BEHIND_MAX: usize = 256;
@@ -40,6 +40,8 @@ pub enum Order {
     Status {
         answer: oneshot::Sender<Arc<Snapshot>>,
     },
+    /// Where the peers are and how to reach them, from the next attempt on.
+    Paths(BTreeMap<NodeId, PathConfig>),
     Established {
         peer: NodeId,
         sockets: Established,

@@ -7,7 +7,7 @@ use engine::{Input, LinkError};
 use types::{LinkId, NodeId};
 use wire::{Context, Socket};
 
-use crate::links::{ConnectorHandle, Established};
+use crate::links::{ConnectorHandle, Established, PathConfig};
 use crate::payloads::Payloads;
 use crate::slots::Key;
 use crate::stream::{Outgoing, Owner, Streams, queue_bytes_max};
@@ -47,6 +47,14 @@ impl Network {
         self.wanted.insert(peer, self.attempts);
         let connector = self.connectors.get(&peer).unwrap_or_else(|| panic!("{peer:?} is not configured"));
         connector.connect(self.attempts, delay);
+    }
+
+    pub fn set_paths(&mut self, paths: BTreeMap<NodeId, PathConfig>) {
+        for (peer, path) in paths {
+            if let Some(connector) = self.connectors.get(&peer) {
+                connector.configure(path);
+            }
+        }
     }
 
     pub fn stop_connecting(&mut self, peer: NodeId) {

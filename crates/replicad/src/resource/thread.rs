@@ -254,6 +254,7 @@ impl Resource {
                     // Who asked may have gone away; so in `attach`.
                     let _ = answer.send(Arc::new(self.snapshot()));
                 }
+                Order::Paths(paths) => self.network.set_paths(paths),
                 Order::Established { peer, sockets } => {
                     if let Some(input) = self.network.established(peer, sockets, &mut self.streams) {
                         self.feed(input);
