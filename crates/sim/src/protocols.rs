@@ -149,3 +149,50 @@ impl World {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::action::Action;
+    use crate::swarm::SECOND;
+
+    fn net(protocol: Protocol) -> Order {
+        Order::NetOptions(NetChange { protocol, max_epoch_size: 2048, max_buffers_bytes: 8 << 20 })
+    }
+
+    /// A change weakens what is promised at once; it grows again when what was owed is there, and not before.
+    #[test]
+    fn the_weakest_protocol_counts_until_all_is_there() {
+        let options = Options { duration: 60 * SECOND, ..Options::calm() };
+        let mut world = World::with_options(options, 1, false);
+        let ids = world.node_ids();
+        let (a, b) = (ids[0], ids[1]);
+        let run_for = |world: &mut World, time: u64| {
+            let end = world.now + time;
+            while world.now < end && world.complaint.is_none() {
+                world.step();
+            }
+            assert_eq!(world.complaint, None);
+        };
+        run_for(&mut world, 5 * SECOND);
+        assert_eq!((world.weakest(a, b), world.weakest(b, a)), (Protocol::C, Protocol::C));
+        world.act(Action::Command { node: a, order: net(Protocol::A) });
+        assert_eq!((world.weakest(a, b), world.weakest(b, a)), (Protocol::A, Protocol::C));
+        assert!(world.owes_under(a, b, Protocol::C) && !world.differs_from_file(a) && world.differs_from_file(b));
+        run_for(&mut world, SECOND);
+        assert_eq!((world.weakest(b, a), world.differs_from_file(b)), (Protocol::A, false), "the peer takes it over");
+        world.act(Action::Command { node: b, order: net(Protocol::C) });
+        assert_eq!((world.weakest(a, b), world.weakest(b, a)), (Protocol::A, Protocol::A), "nothing has come yet");
+        run_for(&mut world, 20 * SECOND);
+        assert_eq!((world.weakest(a, b), world.weakest(b, a)), (Protocol::C, Protocol::C));
+        assert!(!world.owes_under(a, b, Protocol::A));
+    }
+
+    #[test]
+    fn orders_are_readable_in_a_scenario() {
+        let text = serde_json::to_string(&net(Protocol::B)).unwrap();
+        assert_eq!(text, r#"{"net-options":{"protocol":"B","max_epoch_size":2048,"max_buffers_bytes":8388608}}"#);
+        assert_eq!(serde_json::from_str::<Order>(&text).unwrap(), net(Protocol::B));
+        assert_eq!(serde_json::to_string(&Order::Adjust).unwrap(), r#""adjust""#);
+    }
+}
