@@ -269,7 +269,7 @@ impl World {
             }
             EngineEvent::ResyncFinished { peer, volume, source: false, failed_blocks: 0, .. } => {
                 // Under A what the source has completed may still be on its way.
-                let whole = self.options.protocol != Protocol::A;
+                let whole = self.weakest(peer, id) != Protocol::A;
                 self.resync_ends(id, peer, volume, whole);
             }
             // What completed while the source had not heard of the end is on the target's disk too.
