@@ -93,7 +93,8 @@ impl Engine {
     }
 
     fn check_promotion(&self, force: bool) -> Result<(), Refusal> {
-        if let Some(peer) = self.peers.values().find(|p| p.is_connected() && p.role == Role::Primary) {
+        let rival = self.peers.values().find(|p| p.is_connected() && p.role == Role::Primary);
+        if let Some(peer) = rival.filter(|_| !planted(Bug::SecondPrimaryAllowed)) {
             return Err(Refusal {
                 code: -1,
                 rule: "SS_TWO_PRIMARIES",

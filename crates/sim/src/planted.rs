@@ -9,19 +9,16 @@ use engine::planted::{ALL, Bug, plant};
 
 use crate::run::run_seed;
 
-/// What 150 seeds did not find: blind spots, to be opened. A bug that is found leaves this list.
-const HIDDEN: [Bug; 12] = [
+/// What 150 seeds did not find: blind spots, to be opened. A bug that is found leaves this list. The crash points
+/// (`tests/crash_points_planted.rs`) find GenerationNotDurable and BitsOfMissedEndDropped.
+const HIDDEN: [Bug; 8] = [
     Bug::UnsentWritesForgotten,
     Bug::AcknowledgementTrustedTooLong,
     Bug::BitsOfCrashDropped,
     Bug::BitsOfMissedEndDropped,
-    Bug::FlushForgetsPeers,
-    Bug::ResyncNotFlushed,
     Bug::GenerationNotDurable,
     Bug::GenerationFollowedByTheWeak,
-    Bug::SecondPrimaryAllowed,
     Bug::LostCacheAccepted,
-    Bug::WriteMadeUpToDate,
     Bug::ReceiptForgotten,
 ];
 
