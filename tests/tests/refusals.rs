@@ -155,7 +155,7 @@ fn a_peer_that_speaks_only_other_versions_is_refused_and_named() {
     cluster.alice().done("create-md r0");
     cluster.alice_mut().start();
     cluster.alice().done("up r0");
-    for (protocol_min, protocol_max) in [(200, 210), (86, 101)] {
+    for (protocol_min, protocol_max) in [(200, 210), (86, 99)] {
         let mut data = wire::first_packet(wire::Socket::Data).to_vec();
         let offer = ConnectionFeatures {
             protocol_min,

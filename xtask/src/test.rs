@@ -17,10 +17,10 @@ pub struct Args {
     #[arg(long)]
     skip_vm: bool,
     /// How long the simulator runs seeds that no run had before, seconds
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 60)]
     sim_seconds: u64,
     /// Seeds that every run does, from 0 on
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1500)]
     sim_seeds: u64,
 }
 

@@ -145,23 +145,13 @@ impl World {
                 s.peers[&peer].volumes.values().any(|device| device.last_decision.starts_with("Unrelated"))
             });
         if unrelated && victim == id {
-            return self.start_over(id);
+            let all = self.volume_numbers();
+            return self.start_over(id, all);
         }
         // The newer generation is on a disk that is not whole: somebody gives it up for the older copy.
-        let useless = self.no_good_copy_expected
-            && self.status(id).is_some_and(|s| {
-                s.peers[&peer].volumes.iter().any(|(volume, device)| {
-                    let inconsistent = s.volumes[volume].disk == DiskState::Inconsistent;
-                    inconsistent && device.last_decision.contains("SourceIsInconsistent")
-                })
-            });
-        if useless {
-            self.give_up(id);
-            let order = match self.node(id).is_primary {
-                true => Command::Demote,
-                false => Command::Connect { peer, discard_my_data: true },
-            };
-            return self.command(id, order, false);
+        let useless = self.useless_volumes(id, peer);
+        if self.no_good_copy_expected && !useless.is_empty() {
+            return self.start_over(id, useless);
         }
         if split && victim == id {
             if self.node(id).is_primary {
@@ -174,12 +164,21 @@ impl World {
         self.command(id, Command::Connect { peer, discard_my_data: false }, false);
     }
 
-    /// The two have nothing in common (forced on fresh metadata, an identifier set by hand): one starts over on empty
-    /// disks.
-    fn start_over(&mut self, id: NodeId) {
-        self.say(|| format!("{id:?} gets empty disks"));
+    /// Volumes of which this node has the newer generation, and not all of it.
+    fn useless_volumes(&self, id: NodeId, peer: NodeId) -> Vec<VolumeNumber> {
+        let Some(status) = self.status(id) else { return Vec::new() };
+        let devices = status.peers[&peer].volumes.iter().filter(|(volume, device)| {
+            let inconsistent = status.volumes[volume].disk == DiskState::Inconsistent;
+            inconsistent && device.last_decision.contains("SourceIsInconsistent")
+        });
+        devices.map(|(volume, _)| *volume).collect()
+    }
+
+    /// The two have nothing in common (forced on fresh metadata, an identifier set by hand), or nothing that could be
+    /// synchronised: one starts over on empty disks.
+    fn start_over(&mut self, id: NodeId, volumes: Vec<VolumeNumber>) {
+        self.say(|| format!("{id:?} gets empty disks for {volumes:?}"));
         self.stop(id, false, false);
-        let volumes = self.volume_numbers();
         let fresh = volumes.into_iter().map(|volume| (volume, self.new_disk(id, None))).collect();
         self.exchange(id, fresh);
         self.start(id);
