@@ -5,7 +5,7 @@
 //!
 //! How the rooms hang together: `request` takes the application's I/O in and lets it go, `replica` does the same for
 //! writes of a peer, both go through one volume's door (`volume`, `door`), activity log (`activity`) and ranges
-//! (`ranges`). `meta` writes metadata in order. `connect` sets a connection up, `handshake` decides who is source,
+//! (`ranges`). `meta` writes metadata in order. `connect` sets a connection up, `handshake` and `reconcile` decide who is source,
 //! `exchange` moves bitmaps, `resync` fetches blocks and `serve` gives them away, `in_sync` tells third nodes. `twophase` changes what concerns
 //! several nodes. `generation` keeps the identifiers, `state` the states and what follows from a change. Inputs set
 //! flags and call one room; `settle` then runs what became possible, until nothing does: no room calls another one in
@@ -32,6 +32,7 @@ mod peer;
 pub mod planted;
 pub mod progress;
 pub mod ranges;
+mod reconcile;
 mod replica;
 mod request;
 mod resync;
