@@ -81,7 +81,7 @@ impl Engine {
                 Refusal {
                     code: -125,
                     rule: "ERR_NET_CONFIGURED",
-                    state: "connection:Connected".to_string(),
+                    state: format!("connection:Connected to node {peer}"),
                     next_step: "nothing is in conflict; to throw this node's data away use invalidate",
                 },
             );

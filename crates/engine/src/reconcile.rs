@@ -8,7 +8,8 @@ use crate::handshake::{BitmapUse, Decision, Link, Rule, Side, Strategy};
 
 /// Equal generations, no reason to sync, but a side that never stopped has bits: it knows of blocks that the other
 /// lacks, whatever the generations say (rule BM-3). It is the source; of two such sides the Primary, then the lower id.
-/// Bits that a side has from before it stopped only say that the two differ: the same order decides.
+/// Bits that a side has from before it stopped tell less: the Primary is source, then the side that alone has any, then
+/// the lower id.
 /// Both sides see both counts, so they agree. A kernel peer would not follow: there the bits just stay.
 pub(crate) fn reconcile_bits(
     decision: Decision,
@@ -23,12 +24,14 @@ pub(crate) fn reconcile_bits(
     if decision.strategy != Strategy::NoSync || !comparable || !is_whole(me) || !is_whole(peer) || !peer_follows {
         return decision;
     }
+    let by_bitmap = |source: bool| Decision {
+        strategy: if source { Strategy::Source(BitmapUse::Own) } else { Strategy::Target(BitmapUse::Own) },
+        rule: Rule::BitsAtEqualGenerations,
+    };
     let bits = me.dirty_bits > 0 || peer.dirty_bits > 0;
     if bits && is_good(me) != is_good(peer) {
         // One is Outdated, by a resync that never began: it is made equal, not declared so.
-        let own = BitmapUse::Own;
-        let strategy = if is_good(me) { Strategy::Source(own) } else { Strategy::Target(own) };
-        return Decision { strategy, rule: Rule::BitsAtEqualGenerations };
+        return by_bitmap(is_good(me));
     }
     if !is_good(me) || !is_good(peer) {
         return decision;
@@ -38,24 +41,110 @@ pub(crate) fn reconcile_bits(
     // A Secondary that a Primary feeds has what the other one may have missed; two such learn it from the Primary.
     let fed = |side: &Side<'_>| side.flags & uuid_flag::STABLE == 0;
     if fed(me) || fed(peer) {
-        if !(knows(me) || knows(peer)) || fed(me) == fed(peer) {
-            return decision;
-        }
-        let strategy = if fed(me) { Strategy::Source(BitmapUse::Own) } else { Strategy::Target(BitmapUse::Own) };
-        return Decision { strategy, rule: Rule::BitsAtEqualGenerations };
+        let told = (knows(me) || knows(peer)) && fed(me) != fed(peer);
+        return if told { by_bitmap(fed(me)) } else { decision };
     }
-    let first = match (me.role, peer.role) {
-        (Role::Primary, Role::Secondary) => true,
-        (Role::Secondary, Role::Primary) => false,
-        _ => link.me < link.peer,
+    let primary = match (me.role, peer.role) {
+        (Role::Primary, Role::Secondary) => Some(true),
+        (Role::Secondary, Role::Primary) => Some(false),
+        _ => None,
     };
-    let source = match (knows(me), knows(peer)) {
-        (false, false) if tracked(me) || tracked(peer) => first,
-        (false, false) => return decision,
-        (true, false) => true,
-        (false, true) => false,
-        (true, true) => first,
-    };
-    let strategy = if source { Strategy::Source(BitmapUse::Own) } else { Strategy::Target(BitmapUse::Own) };
-    Decision { strategy, rule: Rule::BitsAtEqualGenerations }
+    let lower = link.me < link.peer;
+    match (knows(me), knows(peer)) {
+        (true, false) => by_bitmap(true),
+        (false, true) => by_bitmap(false),
+        (true, true) => by_bitmap(primary.unwrap_or(lower)),
+        // Who set them set them for what the other had not confirmed: that may be lost there.
+        (false, false) => match (tracked(me), tracked(peer)) {
+            (false, false) => decision,
+            (mine, its) => by_bitmap(primary.unwrap_or(if mine == its { lower } else { mine })),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Protocol;
+    use types::{NodeId, Uuid};
+
+    fn side(bits: u64, flags: u64) -> Side<'static> {
+        Side {
+            current: Uuid(0xA0),
+            bitmap_for_other: Uuid::ZERO,
+            bitmap_for: [None; types::id::NODES_MAX],
+            history: &[],
+            dirty_bits: bits,
+            flags: flags | uuid_flag::STABLE,
+            disk: DiskState::UpToDate,
+            role: Role::Secondary,
+        }
+    }
+
+    /// Decides on both ends, node 0 first; they must mirror each other. `None`: no sync.
+    fn source(sides: [&Side<'_>; 2]) -> Option<u8> {
+        let decide = |me: u8| {
+            let link = Link {
+                protocol: 124,
+                wire_protocol: Protocol::C,
+                arbiter: me == 0,
+                me: NodeId::new(me).unwrap(),
+                peer: NodeId::new(1 - me).unwrap(),
+                connecting: true,
+                changed_since_sent: false,
+            };
+            let no_sync = Decision { strategy: Strategy::NoSync, rule: Rule::BothOff };
+            let index = usize::from(me);
+            match reconcile_bits(no_sync, sides[index], sides[1 - index], &link, true).strategy {
+                Strategy::NoSync => None,
+                Strategy::Source(BitmapUse::Own) => Some(me),
+                Strategy::Target(BitmapUse::Own) => Some(1 - me),
+                other => panic!("{other:?}"),
+            }
+        };
+        let here = decide(0);
+        assert_eq!(decide(1), here, "the two ends differ: {sides:?}");
+        here
+    }
+
+    #[test]
+    fn bits_that_only_the_log_brought_say_nothing() {
+        assert_eq!(source([&side(9, 0), &side(0, 0)]), None);
+        assert_eq!(source([&side(0, 0), &side(9, 0)]), None);
+    }
+
+    #[test]
+    fn who_never_stopped_knows() {
+        let knows = side(9, uuid_flag::RECONNECT);
+        assert_eq!(source([&knows, &side(0, 0)]), Some(0));
+        assert_eq!(source([&side(0, 0), &knows]), Some(1));
+        assert_eq!(source([&side(9, uuid_flag::TRACKED_BITS), &knows]), Some(1));
+        assert_eq!(source([&knows, &knows]), Some(0));
+    }
+
+    /// It set them for what the other had not confirmed; the other may have lost that with its cache.
+    #[test]
+    fn who_has_older_bits_is_source_if_the_other_has_none() {
+        let tracked = side(9, uuid_flag::TRACKED_BITS);
+        assert_eq!(source([&tracked, &side(0, 0)]), Some(0));
+        assert_eq!(source([&side(0, 0), &tracked]), Some(1));
+        assert_eq!(source([&tracked, &tracked]), Some(0));
+    }
+
+    #[test]
+    fn a_primary_is_source_of_older_bits_wherever_they_are() {
+        let tracked = side(9, uuid_flag::TRACKED_BITS);
+        let primary = Side { role: Role::Primary, ..side(0, 0) };
+        assert_eq!(source([&tracked, &primary]), Some(1));
+        assert_eq!(source([&primary, &tracked]), Some(0));
+    }
+
+    #[test]
+    fn an_outdated_end_is_target_while_anybody_has_bits() {
+        let outdated = |bits| Side { disk: DiskState::Outdated, ..side(bits, 0) };
+        assert_eq!(source([&outdated(0), &side(9, 0)]), Some(1));
+        assert_eq!(source([&side(0, 0), &outdated(9)]), Some(0));
+        assert_eq!(source([&outdated(0), &side(0, 0)]), None);
+        assert_eq!(source([&outdated(9), &outdated(9)]), None);
+    }
 }

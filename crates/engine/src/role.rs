@@ -526,7 +526,7 @@ impl Engine {
             return self.refuse(id, Refusal { code: -151, rule: "ERR_CONNECTED", state, next_step });
         }
         if clear_bitmap && !fresh && volume.disk != DiskState::UpToDate {
-            let state = format!("disk:{}", volume.disk);
+            let state = format!("volume {number}: disk:{}", volume.disk);
             let next_step = "clear the bitmap only of the copy that the others were made from";
             return self.refuse(id, Refusal { code: -2, rule: "SS_NO_UP_TO_DATE_DISK", state, next_step });
         }

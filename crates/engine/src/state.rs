@@ -372,7 +372,7 @@ impl Engine {
         use DiskState as D;
         let had_data = from >= D::Inconsistent && from != D::DUnknown;
         let lost = to < D::Inconsistent || to == D::DUnknown || to == D::Outdated;
-        if had_data && lost {
+        if had_data && to <= D::Failed {
             self.legs_lost_with_disk(peer, number);
         }
         if had_data && lost && self.is_primary() && self.peer(peer).is_connected() && self.has_data(number) {

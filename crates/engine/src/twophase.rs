@@ -380,6 +380,10 @@ impl Engine {
         };
         for peer in &own.asked {
             if self.speaks_84(*peer) {
+                // It did what it agreed to at once.
+                if !commit {
+                    self.volume_numbers().into_iter().for_each(|number| self.send_state(*peer, number));
+                }
                 continue;
             }
             let message = if commit { Message::TwopcCommit(decision) } else { Message::TwopcAbort(decision) };

@@ -96,12 +96,6 @@ impl Engine {
                 Some(false)
             }
         };
-        if agrees != Some(true) {
-            // What it took over for some volumes is not so.
-            for number in self.volume_numbers() {
-                self.send_state(peer, number);
-            }
-        }
         self.voted_84(peer, agrees);
     }
 
