@@ -54,6 +54,7 @@ impl Engine {
                 volume.backing = Some(backing);
                 volume.last_disk = None;
                 volume.command = Some(id);
+                self.show_generation_before(number);
                 self.forget_comparisons(number, exact);
                 self.set_disk(number, DiskState::Attaching, "attach");
                 self.determine_first_size(number);

@@ -54,13 +54,14 @@ impl Engine {
             }
             return self.begin_diskless_generation(number, weak, reason);
         }
+        let before = self.volume(number).current_uuid();
         let changed = self.rotate(number, weak, false);
         if !(changed || reason == PROMOTED && self.replace_current_of_absent(number)) {
             return;
         }
         let current = self.volume(number).current_uuid();
         self.event(Event::NewGeneration { volume: number, current, reason });
-        self.when_durable(number, Deferred::AnnounceGeneration { weak });
+        self.when_durable(number, Deferred::AnnounceGeneration { weak, before });
     }
 
     /// Rule GE-7: a promotion while some node is away begins a generation of its own even if that node's bits count

@@ -21,6 +21,7 @@ pub(crate) enum Deferred {
     /// Tell the peers of a new generation (rule GE-3: before the first write of it).
     AnnounceGeneration {
         weak: types::NodeSet,
+        before: types::Uuid,
     },
     /// Attach: the metadata says that the disk is in use.
     AttachReady,
@@ -296,7 +297,26 @@ impl Engine {
             (_, Some(peer)) => self.peer(peer).volumes[&number].current_uuid,
             _ => return,
         };
-        self.volume_mut(number).exposed_uuid = shown;
+        let began = self.deferred.iter().find_map(|(owner, _, action)| match action {
+            Deferred::AnnounceGeneration { before, .. } if *owner == number => Some(*before),
+            _ => None,
+        });
+        let volume = self.volume_mut(number);
+        volume.exposed_uuid = shown;
+        volume.shown_before = began.map(|before| (shown, before));
+    }
+
+    /// A disk comes back that this node's new generation never reached: it is still all that was shown, for nothing is
+    /// written in a generation before it is durable (rules GE-1, GE-7).
+    pub(crate) fn show_generation_before(&mut self, number: VolumeNumber) {
+        let volume = self.volume_mut(number);
+        let on_disk = volume.current_uuid();
+        match volume.shown_before.take() {
+            Some((shown, before)) if volume.exposed_uuid.same(shown) && on_disk.same(before) => {
+                volume.exposed_uuid = on_disk;
+            }
+            _ => {}
+        }
     }
 
     /// Takes the disk out of use. What waits for its metadata goes on without it or fails.
@@ -343,7 +363,7 @@ impl Engine {
             let (_, _, action) = self.deferred.remove(index);
             progress = true;
             match action {
-                Deferred::AnnounceGeneration { weak } => self.announce_generation(number, weak),
+                Deferred::AnnounceGeneration { weak, .. } => self.announce_generation(number, weak),
                 Deferred::ConfirmGeneration { peer } => self.confirm_generation(peer, number),
                 Deferred::AttachReady => self.attach_ready(number),
                 Deferred::ResyncReady { peer } => self.resync_ready(peer, number),

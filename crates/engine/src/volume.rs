@@ -64,6 +64,8 @@ pub(crate) struct Volume {
     pub exposed_bytes: u64,
     /// Generation of the data that a diskless node shows.
     pub exposed_uuid: Uuid,
+    /// That generation and the one before it, if the disk went before the new one was known to be on it.
+    pub shown_before: Option<(Uuid, Uuid)>,
     /// What the disk was that went, failed or detached: nothing older takes its place unasked (rule GE-8).
     pub last_disk: Option<Lineage>,
     /// A new generation has to begin before the next write is let in; why.
@@ -162,6 +164,7 @@ impl Volume {
             backing: None,
             exposed_bytes: 0,
             exposed_uuid: Uuid::ZERO,
+            shown_before: None,
             last_disk: None,
             generation_due: None,
             may_be_equal: NodeSet::EMPTY,

@@ -342,7 +342,7 @@ impl World {
         self.stats.faults += 1;
         self.say(|| format!("{node:?} {volume:?} fails: {fault:?}"));
         // With pass_on a single error makes a disk Inconsistent, the last good one too.
-        self.no_good_copy_expected |= self.file.pass_on;
+        self.no_good_copy_expected |= self.file.pass_on || self.options.pass_on;
         self.node_mut(node).faults.push((volume, fault));
     }
 

@@ -268,7 +268,7 @@ impl World {
             if basis.is_none() && !force {
                 self.complain(format!("{id:?} was promoted without force and sees no UpToDate disk of {volume:?}"));
             }
-            let Some(basis) = basis.or_else(|| self.node(id).disks.contains_key(&volume).then_some(id)) else {
+            let Some(basis) = basis.or_else(|| self.basis_to_come(id, volume, &status)) else {
                 continue;
             };
             let result = self.begin_serving(id, basis, volume, force);
@@ -295,6 +295,16 @@ impl World {
         }
         let good = |p: &engine::PeerStatus| p.volumes.get(&volume).is_some_and(|d| d.disk == DiskState::UpToDate);
         status.peers.iter().find(|(_, p)| good(p)).map(|(peer, _)| *peer)
+    }
+
+    /// Whose data a Primary will serve that was promoted by force with nothing good in view: what it holds itself, or
+    /// without a disk what the peer has that it connects to next.
+    fn basis_to_come(&self, id: NodeId, volume: VolumeNumber, status: &Status) -> Option<NodeId> {
+        if status.volumes[&volume].disk > DiskState::Diskless {
+            return Some(id);
+        }
+        let good = |peer: &NodeId| self.status(*peer).is_some_and(|s| s.volumes[&volume].disk == DiskState::UpToDate);
+        self.diskful().into_iter().filter(|peer| *peer != id).find(good)
     }
 
     fn begin_serving(&mut self, id: NodeId, basis: NodeId, volume: VolumeNumber, force: bool) -> Result<(), String> {
