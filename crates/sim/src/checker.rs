@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engine::{Protocol, Status};
-use types::{ByteRange, ConnectionState, DiskState, NodeId, ReplicationState, VolumeNumber};
+use types::{ByteRange, ConnectionState, DiskState, NodeId, ReplicationState, Uuid, VolumeNumber};
 
 use crate::delivery::stamp_of;
 use crate::disk::{Coverage, SECTOR, View};
@@ -176,10 +176,16 @@ impl World {
     // ------------------------------------------------------------------ divergence
 
     /// A node began a generation of its own, or served writes alone.
-    pub(crate) fn generation_began(&mut self, id: NodeId, volume: VolumeNumber) {
+    pub(crate) fn generation_began(&mut self, id: NodeId, volume: VolumeNumber, current: Uuid) {
         for peer in self.node_ids().into_iter().filter(|p| *p != id) {
-            self.apart.insert((id, peer, volume));
+            self.apart.entry((id, peer, volume)).or_insert(current);
         }
+    }
+
+    /// A node died: a generation that never reached its disk has no writes.
+    pub(crate) fn forget_lost_generations(&mut self, id: NodeId, volume: VolumeNumber) {
+        let identity = self.nodes[&id].disks[&volume].identity();
+        self.apart.retain(|(node, _, v), began| (*node, *v) != (id, volume) || identity.has_been(*began));
     }
 
     /// An operator gave a disk another identifier: from here on he answers for what its data is taken for.
@@ -217,7 +223,7 @@ impl World {
     pub(crate) fn split_brain_found(&mut self, id: NodeId, peer: NodeId) {
         self.stats.split_brains += 1;
         self.split_brain.insert(pair(id, peer));
-        let alone = |one: NodeId, other: NodeId, volume| self.apart.contains(&(one, other, volume));
+        let alone = |one: NodeId, other: NodeId, volume| self.apart.contains_key(&(one, other, volume));
         let volumes = self.volume_numbers();
         let both = volumes.iter().any(|v| alone(id, peer, *v) && alone(peer, id, *v));
         let reporter = volumes.iter().any(|v| alone(id, peer, *v));

@@ -257,8 +257,8 @@ impl World {
         }
         match event {
             EngineEvent::Role { to, .. } => self.role_changed(id, to == Role::Primary),
-            EngineEvent::NewGeneration { volume, reason, .. } => {
-                self.generation_began(id, volume);
+            EngineEvent::NewGeneration { volume, current, reason } => {
+                self.generation_began(id, volume, current);
                 if reason.starts_with("new-current-uuid") {
                     self.relabelled(id, volume);
                 }

@@ -583,6 +583,11 @@ impl Identity {
     pub fn bitmap_towards(&self, peer: NodeId) -> Uuid {
         self.superblock.peer(peer).bitmap_uuid
     }
+    /// The data went through this generation.
+    pub fn has_been(&self, generation: Uuid) -> bool {
+        let slots = self.superblock.peers.iter().map(|record| record.bitmap_uuid);
+        slots.chain(self.superblock.history).chain([self.current]).any(|uuid| uuid.same(generation))
+    }
 }
 
 /// What a restart would know about differences.

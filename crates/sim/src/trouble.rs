@@ -293,6 +293,7 @@ impl World {
                 }
             }
             self.recheck(id, volume);
+            self.forget_lost_generations(id, volume);
         }
         self.node_mut(id).forget();
         for peer in self.node_ids().into_iter().filter(|p| *p != id) {

@@ -384,7 +384,7 @@ impl World {
     pub(crate) fn resync_starts(&mut self, target: NodeId, source: NodeId, volume: VolumeNumber) {
         // Under protocol A the tail of a crashed Primary may be lost; what it wrote in a generation of its own not.
         let by_a = self.owes_under(target, source, Protocol::A) || self.owes_under(source, target, Protocol::A);
-        let tail = by_a && !self.apart.contains(&(target, source, volume));
+        let tail = by_a && !self.apart.contains_key(&(target, source, volume));
         let excused = self.forced || self.given_up.contains(&(target, volume)) || tail;
         let truths = self.truths.entry(volume).or_default();
         let disk = &self.nodes[&source].disks[&volume];

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use engine::{Command, CommandId, Effect, Engine, Input, LinkError, Protocol, Status};
-use types::{IoId, LinkId, NodeId, Time, VolumeNumber};
+use types::{IoId, LinkId, NodeId, Time, Uuid, VolumeNumber};
 use wire::Socket;
 
 use crate::action::{Act, Action, Order};
@@ -168,8 +168,8 @@ pub struct World {
     pub forced: bool,
     /// Copies that an operator gave up (invalidate, discard-my-data).
     pub given_up: BTreeSet<(NodeId, VolumeNumber)>,
-    /// (n, m): n has begun a generation of its own since it was last in sync with m.
-    pub apart: BTreeSet<(NodeId, NodeId, VolumeNumber)>,
+    /// (n, m): n has begun a generation of its own since it was last in sync with m; the first of them.
+    pub apart: BTreeMap<(NodeId, NodeId, VolumeNumber), Uuid>,
     pub split_brain: BTreeSet<(NodeId, NodeId)>,
     pub no_good_copy_expected: bool,
     /// Disks that were exchanged or re-labelled by hand: which blocks differ is known by generation at best, and judged
@@ -239,7 +239,7 @@ impl World {
             settled: false,
             forced: false,
             given_up: BTreeSet::new(),
-            apart: BTreeSet::new(),
+            apart: BTreeMap::new(),
             split_brain: BTreeSet::new(),
             no_good_copy_expected: false,
             untracked: BTreeSet::new(),
