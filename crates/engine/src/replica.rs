@@ -284,7 +284,7 @@ impl Engine {
             entry.epoch_flushes -= 1;
         }
         if result.is_err() {
-            self.local_io_failed(number, "flush failed");
+            self.local_flush_failed(number);
         }
         if current && self.peer(peer).epoch_flushes == 0 && self.peer(peer).link_id() == Some(link) {
             self.epoch_flushed(peer);
@@ -455,7 +455,7 @@ impl Engine {
 
     pub(crate) fn salvaged(&mut self, number: VolumeNumber, result: Result<(), IoError>) {
         if result.is_err() {
-            self.local_io_failed(number, "flush failed");
+            self.local_flush_failed(number);
         }
         match self.volume(number).salvage {
             Salvage::Flushing { again: true } => self.volume_mut(number).salvage = Salvage::Due,

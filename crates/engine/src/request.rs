@@ -636,7 +636,7 @@ impl Engine {
             Err(error) => Local::Failed(error),
         };
         if result.is_err() {
-            self.local_io_failed(number, "flush failed");
+            self.local_flush_failed(number);
         }
         self.retire = true;
     }

@@ -419,7 +419,7 @@ impl Engine {
             return self.end_request(key, false);
         }
         if result.is_err() {
-            self.send_ack(peer, number, range, key, Message::RsNegAck);
+            self.send_ack(peer, number, range, self.resync_id(peer, key), Message::RsNegAck);
             self.end_request(key, true);
             return self.local_io_failed(number, "resync write failed");
         }
@@ -458,13 +458,34 @@ impl Engine {
         flush: u64,
         result: Result<(), IoError>,
     ) {
-        if result.is_err() {
-            return self.local_io_failed(number, "flush failed");
-        }
         // A flush of a resync that ended says nothing about blocks written after it began.
-        if self.peer(peer).volumes[&number].resync.as_ref().is_some_and(|r| r.flush == flush) {
-            self.acknowledge_flushed(peer, number);
+        let current = self.peer(peer).volumes[&number].resync.as_ref().is_some_and(|r| r.flush == flush);
+        match result {
+            Ok(()) if current => self.acknowledge_flushed(peer, number),
+            Ok(()) => {}
+            Err(_) => {
+                if current {
+                    self.give_flushed_up(peer, number);
+                }
+                self.local_flush_failed(number);
+            }
         }
+    }
+
+    /// These blocks may not be on stable storage: they stay out of sync, as if they could not be written.
+    fn give_flushed_up(&mut self, peer: NodeId, number: VolumeNumber) {
+        let Some(resync) = &mut self.device_mut(peer, number).resync else { return };
+        let keys = core::mem::take(&mut resync.flushing);
+        for key in keys {
+            let range = self.resync_requests.remove(key).expect("it stays until it is acknowledged").range;
+            self.send_ack(peer, number, range, self.resync_id(peer, key), Message::RsNegAck);
+            if let Some(resync) = &mut self.device_mut(peer, number).resync {
+                resync.written_bytes -= range.len();
+                resync.requests -= 1;
+                resync.failed_blocks += range.len() / WIRE_BLOCK_BYTES;
+            }
+        }
+        self.volume_mut(number).pump = true;
     }
 
     /// Rule RS-3: these blocks are on stable storage; the bits may go on both sides.

@@ -360,7 +360,7 @@ impl Engine {
 
     pub(crate) fn barrier_flush_done(&mut self, number: VolumeNumber, result: Result<(), IoError>) {
         if result.is_err() {
-            self.local_io_failed(number, "flush failed");
+            self.local_flush_failed(number);
         }
         if let Some(RoleChange::Demoting { step: Demotion::Flush { left }, .. }) = &mut self.role_change {
             *left -= 1;

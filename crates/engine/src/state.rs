@@ -5,7 +5,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use metadata::superblock::{DeviceFlags, PeerFlags};
-use types::{ConnectionState, DiskState, NodeId, ReplicationState, Role, VolumeNumber};
+use types::{ByteRange, ConnectionState, DiskState, NodeId, NodeSet, ReplicationState, Role, VolumeNumber};
 use wire::Message;
 use wire::message::StateWord;
 use wire::state_word::flag;
@@ -264,6 +264,18 @@ impl Engine {
                     self.set_disk(number, DiskState::Inconsistent, what);
                 }
             }
+        }
+    }
+
+    /// A flush failed: what the disk had not made durable by then may be gone, also if a later flush succeeds. Where
+    /// the disk stays in use, the activity log says what that can be, and the peers are asked for it (rule ER-2).
+    pub(crate) fn local_flush_failed(&mut self, number: VolumeNumber) {
+        self.local_io_failed(number, "flush failed");
+        let volume = self.volume(number);
+        let Some(backing) = volume.backing.as_ref().filter(|_| volume.is_writable()) else { return };
+        let hot: Vec<ByteRange> = backing.log.hot_extents().map(|e| e.range_within(volume.exposed_bytes)).collect();
+        for range in hot {
+            self.mark_all_but(number, NodeSet::EMPTY, range);
         }
     }
 

@@ -82,7 +82,12 @@ impl World {
         let lasting = self.whim.chance(self.options.lasting_per_mille);
         let all = self.whim.chance(400);
         let size = self.options.volume_bytes / 512;
-        let first = if all { 0 } else { self.whim.between(0, size - 1) };
+        // Beyond the last sector: a cache that cannot be flushed.
+        let first = match self.whim.between(0, 9) {
+            _ if all => 0,
+            0 => size,
+            _ => self.whim.between(0, size - 1),
+        };
         let len = self.whim.pick(&[1, 8, 1024, 16384]);
         Fault {
             metadata: self.whim.chance(250),

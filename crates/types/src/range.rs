@@ -12,6 +12,15 @@ pub const EXTENT_BYTES: u64 = 4 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct ExtentIndex(pub u32);
 
+impl ExtentIndex {
+    /// What it covers of a volume of `volume_bytes`.
+    pub const fn range_within(self, volume_bytes: u64) -> ByteRange {
+        let start = self.0 as u64 * EXTENT_BYTES;
+        let rest = volume_bytes.saturating_sub(start);
+        ByteRange { start, len: if rest < EXTENT_BYTES { rest } else { EXTENT_BYTES } }
+    }
+}
+
 /// `start .. start + len`, bytes from the start of the volume. Never wraps: `new` refuses it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

@@ -9,25 +9,28 @@ check() {
     check_name=$1
     shift
     echo "== $check_name: $*"
+    : >/tmp/wrong
     # Not in a condition: there the shell ignores `set -e`, and everything would pass.
     ( set -e; "$@" )
     check_status=$?
     case $check_status in
     0) pass "$check_name" ;;
     77) skip "$check_name" "$(cat /tmp/not_here)" ;;
-    *) fail "$check_name" "$* exited with $check_status" ;;
+    *) fail "$check_name" "$* exited with $check_status: $(cat /tmp/wrong)" ;;
     esac
 }
 # not_here REASON: ends the check as skipped.
 not_here() { echo "$*" >/tmp/not_here; exit 77; }
+# wrong TEXT: fails, and the result says why.
+wrong() { echo "$*" | tee /tmp/wrong; return 1; }
 # equal WHAT GOT WANTED
-equal() { [ "$2" = "$3" ] || { echo "$1 is '$2', should be '$3'"; return 1; }; }
+equal() { [ "$2" = "$3" ] || wrong "$1 is '$2', should be '$3'"; }
 # eventually COMMAND...: until it succeeds; gives up after a minute.
 eventually() {
     eventually_tries=0
     until "$@"; do
         eventually_tries=$((eventually_tries + 1))
-        [ "$eventually_tries" -ge 600 ] && { echo "never: $*"; return 1; }
+        [ "$eventually_tries" -ge 600 ] && { wrong "never: $*; $(cat /tmp/wrong)"; return 1; }
         sleep 0.1
     done
 }

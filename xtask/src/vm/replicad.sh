@@ -55,14 +55,14 @@ demote() {
     ctl "$1" demote r0
     eventually test ! -e "$dev"
 }
-refused() { if "$@"; then echo "succeeded: $*"; return 1; fi; }
+refused() { if "$@"; then wrong "succeeded: $*"; fi; }
 # number NODE KEY: the first such number of the statistics.
 number() {
     ctl "$1" --json status r0 --statistics | tr ',{}[]' '\n\n\n\n\n' | sed -n "s/^ *\"$2\": *\([0-9]*\).*/\1/p" | head -n 1
 }
 size_bytes() { echo $(($(number "$1" size) * 1024)); }
-below() { [ "$2" -lt "$3" ] || { echo "$1 is $2, should be below $3"; return 1; }; }
-above() { [ "$2" -gt "$3" ] || { echo "$1 is $2, should be above $3"; return 1; }; }
+below() { [ "$2" -lt "$3" ] || wrong "$1 is $2, should be below $3"; }
+above() { [ "$2" -gt "$3" ] || wrong "$1 is $2, should be above $3"; }
 # wait_sync NODE: connected and in sync.
 wait_sync() {
     ctl "$1" wait-connect r0 --timeout 240
