@@ -178,14 +178,15 @@ impl World {
     /// A node began a generation of its own, or served writes alone.
     pub(crate) fn generation_began(&mut self, id: NodeId, volume: VolumeNumber, current: Uuid) {
         for peer in self.node_ids().into_iter().filter(|p| *p != id) {
-            self.apart.entry((id, peer, volume)).or_insert(current);
+            self.apart.entry((id, peer, volume)).or_default().push(current);
         }
     }
 
     /// A node died: a generation that never reached its disk has no writes.
     pub(crate) fn forget_lost_generations(&mut self, id: NodeId, volume: VolumeNumber) {
         let identity = self.nodes[&id].disks[&volume].identity();
-        self.apart.retain(|(node, _, v), began| (*node, *v) != (id, volume) || identity.has_been(*began));
+        let survived = |began: &[Uuid]| began.iter().any(|generation| identity.has_been(*generation));
+        self.apart.retain(|(node, _, v), began| (*node, *v) != (id, volume) || survived(began));
     }
 
     /// An operator gave a disk another identifier: from here on he answers for what its data is taken for.

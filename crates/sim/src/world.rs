@@ -168,8 +168,8 @@ pub struct World {
     pub forced: bool,
     /// Copies that an operator gave up (invalidate, discard-my-data).
     pub given_up: BTreeSet<(NodeId, VolumeNumber)>,
-    /// (n, m): n has begun a generation of its own since it was last in sync with m; the first of them.
-    pub apart: BTreeMap<(NodeId, NodeId, VolumeNumber), Uuid>,
+    /// (n, m): n has begun a generation of its own since it was last in sync with m: these.
+    pub apart: BTreeMap<(NodeId, NodeId, VolumeNumber), Vec<Uuid>>,
     pub split_brain: BTreeSet<(NodeId, NodeId)>,
     pub no_good_copy_expected: bool,
     /// Disks that were exchanged or re-labelled by hand: which blocks differ is known by generation at best, and judged
