@@ -178,7 +178,18 @@ impl Engine {
                 next_step: "connect the peer, or wait for the end of the resync",
             });
         }
-        let good = if source { self.volume(number).disk } else { device.disk };
+        let (good, target) = match source {
+            true => (self.volume(number).disk, device.disk),
+            false => (device.disk, self.volume(number).disk),
+        };
+        if target < DiskState::Inconsistent || target == DiskState::DUnknown {
+            return Err(Refusal {
+                code: -138,
+                rule: "ERR_NO_DISK",
+                state: format!("volume {number}: the disk to be overwritten is {target}"),
+                next_step: "attach the disk first",
+            });
+        }
         let target_is_primary = if source { self.peer(peer).role == Role::Primary } else { self.is_primary() };
         if good != DiskState::UpToDate {
             return Err(Refusal {
@@ -204,7 +215,11 @@ impl Engine {
         match change {
             Change::Promote { .. } => !self.is_primary() || planted(Bug::SecondPrimaryAllowed),
             Change::Detach { volume } => !self.is_primary() || self.has_data_without(volume, from),
-            Change::Invalidate { volume, .. } => self.volume(volume).disk == DiskState::UpToDate,
+            Change::Invalidate { volume, .. } => {
+                let target = self.peer(from).volumes[&volume].disk;
+                let has_disk = target >= DiskState::Inconsistent && target != DiskState::DUnknown;
+                self.volume(volume).disk == DiskState::UpToDate && has_disk
+            }
             Change::InvalidateRemote { volume, .. } => {
                 !self.is_primary() && self.volume(volume).disk >= DiskState::Inconsistent
             }
