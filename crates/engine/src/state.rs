@@ -13,6 +13,7 @@ use wire::state_word::flag;
 use crate::Engine;
 use crate::api::{CommandId, Event, OnIoError, Refusal};
 use crate::connect::Phase;
+use crate::generation::PROMOTED;
 use crate::planted::{Bug, planted};
 use crate::volume::Lineage;
 
@@ -258,8 +259,7 @@ impl Engine {
                 if self.volume(number).disk > DiskState::Inconsistent {
                     // What this Primary goes on with elsewhere has to be what it showed (rule GE-7).
                     if self.is_primary() {
-                        let shown = self.volume(number).current_uuid();
-                        self.volume_mut(number).exposed_uuid = shown;
+                        self.show_generation_without_disk(number);
                     }
                     self.set_disk(number, DiskState::Inconsistent, what);
                 }
@@ -304,18 +304,29 @@ impl Engine {
     /// that was never in use changes nothing (rule GE-7).
     pub(crate) fn show_generation_without_disk(&mut self, number: VolumeNumber) {
         let volume = self.volume(number);
-        let shown = match (volume.disk, self.up_to_date_peer(number)) {
-            (DiskState::UpToDate, _) => volume.current_uuid(),
-            (_, Some(peer)) => self.peer(peer).volumes[&number].current_uuid,
-            _ => return,
-        };
+        let current = volume.current_uuid();
+        let good = volume.disk == DiskState::UpToDate;
+        let source = self.up_to_date_peer(number).map(|peer| self.peer(peer).volumes[&number].current_uuid);
         let began = self.deferred.iter().find_map(|(owner, _, action)| match action {
             Deferred::AnnounceGeneration { before, .. } if *owner == number => Some(*before),
             _ => None,
         });
+        let (shown, before) = match source {
+            _ if good && self.was_promoted_alone(number) => (self.random_uuid(), Some(current)),
+            _ if good => (current, began),
+            Some(theirs) => (theirs, None),
+            None => return,
+        };
         let volume = self.volume_mut(number);
         volume.exposed_uuid = shown;
-        volume.shown_before = began.map(|before| (shown, before));
+        volume.shown_before = before.map(|before| (shown, before));
+    }
+
+    /// Promoted while a node was away, and nothing was written since: the generation that this begins is only due yet,
+    /// but nobody else has this data for sure. A node that crashed as Primary may have more or less of the same one.
+    fn was_promoted_alone(&self, number: VolumeNumber) -> bool {
+        let due = self.volume(number).generation_due == Some(PROMOTED);
+        self.is_primary() && due && self.peers.values().any(|peer| !peer.is_connected())
     }
 
     /// A disk comes back that this node's new generation never reached: it is still all that was shown, for nothing is

@@ -6,8 +6,8 @@ use crate::Superblock;
 
 impl Superblock {
     /// Remembers a bitmap UUID that was replaced or cleared, so that a later handshake still recognises the
-    /// generation. Call it after the record was changed: a value that is still in use as a bitmap UUID, known already,
-    /// the current one, or never synchronised (0, 4) is not pushed. The oldest of 32 drops out.
+    /// generation. Call it after the record was changed: a value that is still in use as the bitmap UUID of a slot, known
+    /// already, the current one, or never synchronised (0, 4) is not pushed. The oldest of 32 drops out.
     pub fn push_history(&mut self, old: Uuid) {
         let old = old.identity();
         if old.is_just_created() || old.same(self.current_uuid) {
@@ -17,7 +17,8 @@ impl Superblock {
             self.history[0] = old;
             return;
         }
-        let in_use = self.peers.iter().any(|peer| peer.bitmap_uuid.same(old));
+        // A record without a slot is told to nobody.
+        let in_use = self.peers.iter().any(|peer| peer.slot.is_some() && peer.bitmap_uuid.same(old));
         if in_use || self.history.iter().any(|known| known.same(old)) {
             return;
         }
