@@ -234,9 +234,17 @@ pub fn recover(ring: &[Block], stripes: u32, stripe_4k: u32, al_slots: u32, prim
     if u32_at(&ring[0], at::MAGIC) == MAGIC_PMEM {
         return recover_pmem(ring, al_slots);
     }
-    let by_position = |k: u32| AlBlock::decode(&ring[ring_block(k, stripes, stripe_4k) as usize]);
-    let ring: Vec<AlBlock> = (0..ring.len() as u32).map(by_position).collect();
-    let damaged: Vec<usize> = (0..ring.len()).filter(|k| ring[*k] == AlBlock::Invalid).collect();
+    let decoded: Vec<AlBlock> = ring.iter().map(AlBlock::decode).collect();
+    recover_decoded(&decoded.iter().collect::<Vec<_>>(), stripes, stripe_4k)
+}
+
+/// The same for a ring whose blocks are decoded already and whose superblock has the primary indicator.
+pub fn recover_decoded(ring: &[&AlBlock], stripes: u32, stripe_4k: u32) -> Recovery {
+    let blocks = u64::from(stripes) * u64::from(stripe_4k);
+    assert!(blocks > 0 && ring.len() as u64 == blocks, "{} blocks for a ring of {blocks}", ring.len());
+    let by_position = |k: u32| ring[ring_block(k, stripes, stripe_4k) as usize];
+    let ring: Vec<&AlBlock> = (0..ring.len() as u32).map(by_position).collect();
+    let damaged: Vec<usize> = (0..ring.len()).filter(|k| *ring[*k] == AlBlock::Invalid).collect();
     let any_transaction = ring.iter().any(|block| matches!(block, AlBlock::Transaction(_)));
     match (any_transaction, damaged.as_slice()) {
         (false, []) => Recovery::Nothing,
@@ -249,7 +257,7 @@ pub fn recover(ring: &[Block], stripes: u32, stripe_4k: u32, al_slots: u32, prim
 }
 
 /// At least one transaction, at most one damaged block.
-fn replay(ring: &[AlBlock], damaged: Option<usize>) -> Recovery {
+fn replay(ring: &[&AlBlock], damaged: Option<usize>) -> Recovery {
     let transactions: Vec<(usize, &AlTransaction)> = ring
         .iter()
         .enumerate()
@@ -264,7 +272,7 @@ fn replay(ring: &[AlBlock], damaged: Option<usize>) -> Recovery {
     let steps = (newest + len - oldest) % len;
     let mut table = SlotTable::default();
     for step in 0..=steps {
-        match &ring[(oldest + step) % len] {
+        match ring[(oldest + step) % len] {
             AlBlock::Transaction(t) => table.apply(t),
             AlBlock::Invalid => table.lost_one(),
             AlBlock::Initialised => {}

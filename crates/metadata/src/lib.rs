@@ -21,7 +21,7 @@ pub mod recognise;
 pub mod superblock;
 pub mod v08;
 
-pub use activity_log::{AlBlock, AlTransaction, Recovery, apply_al, recover};
+pub use activity_log::{AlBlock, AlTransaction, Recovery, apply_al, recover, recover_decoded};
 pub use bitmap::Bitmap;
 pub use dump::{Dump, DumpError, DumpOptions, Restored, parse_dump, restore, write_dump};
 pub use error::{FormatError, Region};

@@ -17,13 +17,14 @@
 //! - A disk may be told to lie: a flush makes nothing durable.
 //! - Not modelled: bits that rot, reads that tear.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use engine::{AttachedDisk, DiskOp, MetaBlock};
 use metadata::layout::{Geometry, Layout, Placement, superblock_offset};
 use metadata::superblock::{PeerFlags, Superblock};
-use metadata::{Bitmap, DeviceFlags};
+use metadata::{AlBlock, Bitmap, DeviceFlags, Recovery};
 use types::{BlockLimits, ByteRange, IoId, NodeId, Slot, Uuid};
 
 use crate::rng::Rng;
@@ -36,7 +37,28 @@ pub use power::Survival;
 pub type Stamp = u64;
 /// Content of a range: runs of (sectors, stamp).
 pub type Runs = Vec<(u32, Stamp)>;
-pub type Page = Rc<[u8; 4096]>;
+type Page = Rc<MetaPage>;
+
+/// A block of metadata. What it says as a block of the activity log is found out once: every judgement asks all of them.
+pub struct MetaPage {
+    bytes: [u8; 4096],
+    log: OnceCell<AlBlock>,
+}
+
+impl MetaPage {
+    fn new(bytes: [u8; 4096]) -> Page {
+        Rc::new(MetaPage { bytes, log: OnceCell::new() })
+    }
+    fn as_log(&self) -> &AlBlock {
+        self.log.get_or_init(|| AlBlock::decode(&self.bytes))
+    }
+}
+
+impl PartialEq for MetaPage {
+    fn eq(&self, other: &MetaPage) -> bool {
+        self.bytes == other.bytes
+    }
+}
 
 pub const SECTOR: u64 = 512;
 
@@ -172,7 +194,7 @@ impl Disk {
     }
 
     fn put_meta(&mut self, at: u64, bytes: [u8; 4096]) {
-        self.meta.visible.insert(at, Rc::new(bytes));
+        self.meta.visible.insert(at, MetaPage::new(bytes));
     }
 
     /// The state after an initial sync long ago: UpToDate, generation `current`, known peers, clean log and bitmap.
@@ -198,7 +220,7 @@ impl Disk {
         }
     }
     fn block(&self, at: u64, view: View) -> [u8; 4096] {
-        self.page(at, view).map_or([0; 4096], |page| **page)
+        self.page(at, view).map_or([0; 4096], |page| page.bytes)
     }
 
     pub fn superblock(&self, view: View) -> Result<Superblock, String> {
@@ -235,7 +257,7 @@ impl Disk {
             let Some(page) = self.page(at, view) else { continue };
             let from = (at - layout.bitmap) as usize;
             let take = (len - from).min(4096);
-            image[from..from + take].copy_from_slice(&page[..take]);
+            image[from..from + take].copy_from_slice(&page.bytes[..take]);
         }
         image
     }
@@ -244,10 +266,10 @@ impl Disk {
     pub fn coverage(&self, view: View) -> Result<Coverage, String> {
         let superblock = self.superblock(view)?;
         let layout = self.layout(&superblock)?;
-        let ring: Vec<[u8; 4096]> = (0..layout.al_blocks).map(|b| self.block(layout.al_block(b), view)).collect();
-        let primary = superblock.flags.contains(DeviceFlags::PRIMARY_INDICATOR);
-        let (stripes, stripe_4k) = (superblock.al_stripes, superblock.al_stripe_4k);
-        let recovery = metadata::recover(&ring, stripes, stripe_4k, superblock.al_slots, primary);
+        let recovery = match superblock.flags.contains(DeviceFlags::PRIMARY_INDICATOR) {
+            true => self.recovery(&superblock, &layout, view),
+            false => Recovery::Clean,
+        };
         let bits = superblock.geometry().bits(self.data_bytes);
         let mut image = self.bitmap_image(&layout, view);
         image.resize(image.len().next_multiple_of(4096), 0);
@@ -255,6 +277,12 @@ impl Disk {
         let mut applied = superblock.clone();
         metadata::apply_al(&mut applied, &mut bitmap, &recovery);
         Ok(Coverage { superblock, bitmap })
+    }
+
+    fn recovery(&self, superblock: &Superblock, layout: &Layout, view: View) -> Recovery {
+        let decoded = |b| self.page(layout.al_block(b), view).map_or(&AlBlock::Invalid, |page| page.as_log());
+        let ring: Vec<&AlBlock> = (0..layout.al_blocks).map(decoded).collect();
+        metadata::recover_decoded(&ring, superblock.al_stripes, superblock.al_stripe_4k)
     }
 
     // ------------------------------------------------------------------ content
@@ -399,7 +427,7 @@ impl Disk {
                 self.completions += 1;
                 let durable = *fua || !self.volatile_cache;
                 for block in blocks {
-                    self.meta.write(block.offset, Some(Rc::new(*block.bytes)), self.completions, durable);
+                    self.meta.write(block.offset, Some(MetaPage::new(*block.bytes)), self.completions, durable);
                 }
                 done.metadata_changed = true;
             }
@@ -520,7 +548,7 @@ impl Disk {
                 }
                 for block in blocks {
                     if rng.chance(800) {
-                        self.meta.write(block.offset, Some(Rc::new(*block.bytes)), self.completions, false);
+                        self.meta.write(block.offset, Some(MetaPage::new(*block.bytes)), self.completions, false);
                     }
                 }
             }
@@ -544,10 +572,10 @@ impl Disk {
             let from = choose(cell, rng);
             let part = sector * 512..(sector + 1) * 512;
             if let Some(page) = from {
-                bytes[part.clone()].copy_from_slice(&page[part]);
+                bytes[part.clone()].copy_from_slice(&page.bytes[part]);
             }
         }
-        Some(Rc::new(bytes))
+        Some(MetaPage::new(bytes))
     }
 }
 

@@ -87,7 +87,7 @@ impl Disk {
             (sector, stamp).hash(&mut hasher);
         }
         for (at, page) in &self.meta.visible {
-            (at, &page[..]).hash(&mut hasher);
+            (at, &page.bytes[..]).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -152,7 +152,7 @@ impl Disk {
                     self.flush_metadata(flight.number);
                 }
                 for block in blocks {
-                    self.meta.write(block.offset, Some(Rc::new(*block.bytes)), self.completions, false);
+                    self.meta.write(block.offset, Some(MetaPage::new(*block.bytes)), self.completions, false);
                 }
             }
             _ => {}
@@ -198,7 +198,7 @@ impl Disk {
             }
         }
         if page != self.block(block.offset, View::Durable) {
-            self.meta.write(block.offset, Some(Rc::new(page)), self.completions, true);
+            self.meta.write(block.offset, Some(MetaPage::new(page)), self.completions, true);
         }
     }
 }
