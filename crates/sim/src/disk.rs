@@ -611,6 +611,10 @@ impl Identity {
     pub fn bitmap_towards(&self, peer: NodeId) -> Uuid {
         self.superblock.peer(peer).bitmap_uuid
     }
+    /// Not in the middle of a resync.
+    pub fn is_whole(&self) -> bool {
+        self.superblock.flags.contains(DeviceFlags::CONSISTENT)
+    }
     /// The data went through this generation.
     pub fn has_been(&self, generation: Uuid) -> bool {
         let slots = self.superblock.peers.iter().map(|record| record.bitmap_uuid);

@@ -392,12 +392,13 @@ impl World {
         self.schedule(restart_after, Event::Restart { node: id });
     }
 
-    /// A peer has the image's generation, or a bitmap since then.
+    /// A peer has the image's generation, a bitmap since then, or is in the middle of a resync.
     fn looks_current(&self, id: NodeId, volume: VolumeNumber, image: &Disk) -> bool {
         let current = image.identity().current;
         self.diskful().into_iter().filter(|peer| *peer != id).any(|peer| {
             let theirs = self.nodes[&peer].disks[&volume].identity();
-            theirs.current.same(current) || theirs.bitmap_towards(id).same(current)
+            // A resync that was cut off leaves blocks of a generation that the target nowhere names.
+            !theirs.is_whole() || theirs.current.same(current) || theirs.bitmap_towards(id).same(current)
         })
     }
 
