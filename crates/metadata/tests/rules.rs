@@ -102,6 +102,13 @@ fn history_keeps_what_a_handshake_may_still_ask_for() {
     sb.push_history(Uuid(0x300));
     sb.push_history(Uuid(0x201));
     assert_eq!(sb.history[..3], [Uuid(0x200), Uuid(0x300), Uuid::ZERO], "known already, or in use");
+    sb.peers[5].bitmap_uuid = Uuid(0x401);
+    sb.push_history(Uuid(0x400));
+    assert_eq!(sb.history[0], Uuid(0x400), "a record without a slot is told to nobody");
+    sb.peers[6].bitmap_uuid = Uuid(0x501);
+    sb.peers[6].slot = Some(Slot(0));
+    sb.push_history(Uuid(0x500));
+    assert_eq!(sb.history[0], Uuid(0x400), "in use as the bitmap UUID of a slot");
     (0..40).for_each(|n| sb.push_history(Uuid(0x1000 + n * 2)));
     assert_eq!((sb.history[0], sb.history[31]), (Uuid(0x104E), Uuid(0x1010)), "the oldest drop out");
 }
