@@ -230,7 +230,10 @@ impl World {
         let reporter = volumes.iter().any(|v| alone(id, peer, *v));
         // A disk of the past brings back what was settled since.
         let of_the_past = |node| volumes.iter().any(|v| self.untracked.contains(&(node, *v)));
-        let excused = self.forced || of_the_past(id) || of_the_past(peer);
+        // 8.4 tells two identifiers of its history: with more generations since, a missed end looks like two lines.
+        let generations = |one, other, v| self.apart.get(&(one, other, v)).map_or(0, Vec::len);
+        let many = volumes.iter().any(|v| generations(id, peer, *v).max(generations(peer, id, *v)) > 1);
+        let excused = self.forced || of_the_past(id) || of_the_past(peer) || (self.options.v84 && many);
         if !both && !excused {
             self.complain(format!(
                 "{id:?} reports split brain with {peer:?}, but only {} began a generation of its own since they were in sync",

@@ -139,7 +139,9 @@ impl World {
         let both = pair(id, peer);
         let split = self.split_brain.contains(&both);
         let victim = self.worse_of(both.0, both.1);
-        let explained = self.forced || !self.untracked.is_empty();
+        // 8.4: a target that discards its data and is lost before SYNC_UUID is on its disk has nothing left in common.
+        let discarded = self.options.v84 && self.stats.split_brains > 0;
+        let explained = self.forced || !self.untracked.is_empty() || discarded;
         let unrelated = explained
             && self.status(id).is_some_and(|s| {
                 s.peers[&peer].volumes.values().any(|device| device.last_decision.starts_with("Unrelated"))

@@ -381,13 +381,13 @@ impl Engine {
 
     fn sync_uuid_received(&mut self, peer: NodeId, number: VolumeNumber, uuid: Uuid) {
         let state = self.peer(peer).volumes[&number].replication;
-        if let Some(link) = self.peer_mut(peer).link.as_mut().and_then(|l| l.v84.as_mut())
-            && link.asked.contains(&Some(number))
-        {
-            link.early.insert(number, uuid);
-            return;
-        }
         if state != ReplicationState::WFSyncUUID {
+            // It overtook the answer to our invalidate, on the other socket.
+            let link = self.peer_mut(peer).link.as_mut().and_then(|l| l.v84.as_mut());
+            if let Some(link) = link.filter(|l| l.asked.contains(&Some(number))) {
+                link.early.insert(number, uuid);
+                return;
+            }
             return self.protocol_error(peer, &format!("SYNC_UUID of volume {number} in state {state}"));
         }
         if uuid.is_just_created() {
