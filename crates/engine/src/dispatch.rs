@@ -275,6 +275,9 @@ impl Engine {
             }
             return;
         }
+        if mine == DiskState::Negotiating && !self.has_seen_our_disk(peer, number) {
+            return;
+        }
         let called = matches!(theirs, R::WFBitMapS | R::WFBitMapT);
         // Two that attach at once: one waits for the other's vote, but in 8.4 there is none.
         let alone = disk != DiskState::Negotiating || self.speaks_84(peer);
@@ -306,6 +309,13 @@ impl Engine {
             }
             _ => self.refuse_comparison(peer, number, &decision),
         }
+    }
+
+    /// What an 8.4 peer said last is its answer to our attach. Before that it may say the end of a resync that ran until
+    /// our disk went, and nothing that it said of its generations is true any more. (Others have voted.)
+    fn has_seen_our_disk(&self, peer: NodeId, number: VolumeNumber) -> bool {
+        let seen = self.peer(peer).volumes[&number].word.and_then(|word| word.peer_disk().ok());
+        !self.speaks_84(peer) || seen.is_some_and(|disk| disk >= DiskState::Negotiating)
     }
 
     fn refuse_comparison(&mut self, peer: NodeId, number: VolumeNumber, decision: &crate::handshake::Decision) {

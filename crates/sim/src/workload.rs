@@ -385,7 +385,9 @@ impl World {
         // Under protocol A the tail of a crashed Primary may be lost; what it wrote in a generation of its own not.
         let by_a = self.owes_under(target, source, Protocol::A) || self.owes_under(source, target, Protocol::A);
         let tail = by_a && !self.apart.contains_key(&(target, source, volume));
-        let excused = self.forced || self.given_up.contains(&(target, volume)) || tail;
+        // 8.4 decides a split brain by the disks' states, if one is Inconsistent.
+        let by_disk = self.options.v84 && !self.nodes[&target].disks[&volume].identity().is_whole();
+        let excused = self.forced || self.given_up.contains(&(target, volume)) || tail || by_disk;
         let truths = self.truths.entry(volume).or_default();
         let disk = &self.nodes[&source].disks[&volume];
         let discards = self.options.discard_per_mille > 0;
