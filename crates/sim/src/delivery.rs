@@ -93,9 +93,15 @@ impl World {
         }
         let mean = if small { self.options.disk_latency / 4 } else { self.options.disk_latency };
         let hangs = self.node(id).hangs.get(&volume).map_or(0, |until| until.saturating_sub(self.now));
-        let delay = hangs + self.nature.around(mean.max(8));
+        let delay = hangs + self.straggling() + self.nature.around(mean.max(8));
         self.schedule(delay, Event::DiskDone { node: id, life, volume, io });
         Ok(())
+    }
+
+    fn straggling(&mut self) -> u64 {
+        let share = self.options.straggle_per_mille;
+        let straggles = share > 0 && !self.healing && self.nature.chance(share);
+        if straggles { self.nature.around(self.options.straggle_time) } else { 0 }
     }
 
     pub(crate) fn disk_done(&mut self, id: NodeId, life: u64, volume: VolumeNumber, io: IoId) {

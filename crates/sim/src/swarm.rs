@@ -137,6 +137,9 @@ pub struct Options {
     pub fault_every: Option<u64>,
     /// Share of faults that stay.
     pub lasting_per_mille: u32,
+    /// Share of a disk's operations that take longer than others, and how much longer: others overtake them.
+    pub straggle_per_mille: u32,
+    pub straggle_time: u64,
     /// Somebody else tries to become Primary too.
     pub rival_per_mille: u32,
     pub work_every: u64,
@@ -206,6 +209,8 @@ impl Options {
             options_per_mille: 0,
             fault_every: on(rng, 150, 3 * SECOND, 40 * SECOND),
             lasting_per_mille: rng.pick(&[0, 300, 1000]),
+            straggle_per_mille: 0,
+            straggle_time: 0,
             rival_per_mille: some(rng, 300, 100),
             work_every: rng.pick(&[5 * MS, 20 * MS, 100 * MS]),
             requests_max: rng.pick(&[1, 4, 32]),
@@ -227,6 +232,9 @@ impl Options {
         // Last, so that seeds without it draw as they did before there were such commands.
         let share = rng.pick(&[50, 300]);
         options.options_per_mille = some(rng, 300, share);
+        let share = rng.pick(&[20, 200]);
+        options.straggle_per_mille = some(rng, 300, share);
+        options.straggle_time = rng.pick(&[20 * MS, 300 * MS, 2 * SECOND]);
         options
     }
 
@@ -338,6 +346,8 @@ impl Options {
             options_per_mille: 0,
             fault_every: None,
             lasting_per_mille: 0,
+            straggle_per_mille: 0,
+            straggle_time: 0,
             rival_per_mille: 0,
             work_every: 20 * MS,
             requests_max: 4,
