@@ -95,9 +95,9 @@ mod switch {
 }
 
 #[cfg(feature = "planted")]
-pub use switch::{met, plant};
-#[cfg(feature = "planted")]
 pub(crate) use switch::planted;
+#[cfg(feature = "planted")]
+pub use switch::{met, plant};
 
 #[cfg(not(feature = "planted"))]
 pub(crate) const fn planted(_: Bug) -> bool {

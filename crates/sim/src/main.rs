@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sim::reached::Reached;
+use sim::run::open_findings;
 use sim::scenario::Scenario;
 use sim::shrink::Shrinker;
 use sim::steer::Steering;
@@ -258,12 +259,6 @@ fn save(outcome: &Outcome, directory: Option<&Path>) {
     if let Err(error) = std::fs::create_dir_all(directory).and_then(|()| std::fs::write(&file, scenario.to_text())) {
         eprintln!("{}: {error}", file.display());
     }
-}
-
-/// Seeds whose finding is written down and not mended: they are shown, and only new ones make a run fail.
-fn open_findings() -> Vec<u64> {
-    let lines = include_str!("../regressions.txt").lines();
-    lines.filter_map(|line| line.split_once(" open ")).filter_map(|(seed, _)| seed.parse().ok()).collect()
 }
 
 fn add(total: &mut Stats, one: &Stats) {

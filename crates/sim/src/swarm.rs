@@ -25,6 +25,14 @@ pub(crate) enum ProtocolName {
     C,
 }
 
+/// Operations of a disk that may take longer than others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Stragglers {
+    All,
+    Metadata,
+    Data,
+}
+
 /// What a run leans towards. The upper bits of a seed name one ([`seed_with`]); plain seeds take turns.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Leaning {
@@ -137,12 +145,16 @@ pub struct Options {
     pub fault_every: Option<u64>,
     /// Share of faults that stay.
     pub lasting_per_mille: u32,
-    /// Share of a disk's operations that take longer than others, and how much longer: others overtake them.
+    /// Share of these operations that take longer than others, and how much longer: others overtake them.
+    pub stragglers: Stragglers,
     pub straggle_per_mille: u32,
     pub straggle_time: u64,
     /// Somebody else tries to become Primary too.
     pub rival_per_mille: u32,
     pub work_every: u64,
+    /// How likely the application rests before it goes on, and how long.
+    pub rest_per_mille: u32,
+    pub rest_time: u64,
     pub requests_max: usize,
     pub io_bytes_max: u64,
     /// Hot regions: how many extents the workload prefers.
@@ -209,10 +221,13 @@ impl Options {
             options_per_mille: 0,
             fault_every: on(rng, 150, 3 * SECOND, 40 * SECOND),
             lasting_per_mille: rng.pick(&[0, 300, 1000]),
+            stragglers: Stragglers::All,
             straggle_per_mille: 0,
             straggle_time: 0,
             rival_per_mille: some(rng, 300, 100),
             work_every: rng.pick(&[5 * MS, 20 * MS, 100 * MS]),
+            rest_per_mille: 0,
+            rest_time: 0,
             requests_max: rng.pick(&[1, 4, 32]),
             io_bytes_max: rng.pick(&[4096, 16 << 10, 128 << 10]),
             hot_extents: rng.pick(&[1, 4, 100]),
@@ -235,6 +250,14 @@ impl Options {
         let share = rng.pick(&[20, 200]);
         options.straggle_per_mille = some(rng, 300, share);
         options.straggle_time = rng.pick(&[20 * MS, 300 * MS, 2 * SECOND]);
+        options.rest_per_mille = some(rng, 250, 20);
+        options.rest_time = rng.pick(&[500 * MS, 5 * SECOND]);
+        options.stragglers = rng.pick(&[Stragglers::All, Stragglers::Metadata, Stragglers::Data]);
+        if options.straggle_per_mille > 0 && options.stragglers == Stragglers::Metadata {
+            // Few operations, and the more that waits for them the better: for a log of its own on each side too.
+            options.straggle_per_mille *= 3;
+            options.spare_slots = u8::from(rng.chance(700));
+        }
         options
     }
 
@@ -346,10 +369,13 @@ impl Options {
             options_per_mille: 0,
             fault_every: None,
             lasting_per_mille: 0,
+            stragglers: Stragglers::All,
             straggle_per_mille: 0,
             straggle_time: 0,
             rival_per_mille: 0,
             work_every: 20 * MS,
+            rest_per_mille: 0,
+            rest_time: 0,
             requests_max: 4,
             io_bytes_max: 16 << 10,
             hot_extents: 4,
