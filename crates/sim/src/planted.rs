@@ -9,16 +9,18 @@ use engine::planted::{ALL, Bug, met, plant};
 
 use crate::run::{open_findings, run_seed};
 
-/// What 150 seeds did not find: blind spots, to be opened. A bug that is found leaves this list. The crash points
-/// (`tests/crash_points_planted.rs`) find GenerationNotDurable.
-const HIDDEN: [Bug; 8] = [
-    Bug::UnsentWritesForgotten,
+/// What 300 seeds did not find: blind spots, to be opened. A bug that is found leaves this list.
+const HIDDEN: [Bug; 5] = [
+    // Matters only where the source's disk ends with other data than the target got: a discard that it refuses, between
+    // the answer and an acknowledgement that waits for a slow flush.
     Bug::AcknowledgementTrustedTooLong,
+    // Nearly always the two are equal, and the bits only old.
     Bug::BitsOfCrashDropped,
+    // The bits are old unless the source failed in between (`pass_on`).
     Bug::BitsOfMissedEndDropped,
-    Bug::GenerationNotDurable,
+    // With two nodes a generation begins beside a connected peer only while that is taken for Outdated and is not.
     Bug::GenerationFollowedByTheWeak,
-    Bug::LostCacheAccepted,
+    // The Primary has to die while what it has a receipt for waits for the other side's log, and to stay away.
     Bug::ReceiptForgotten,
 ];
 

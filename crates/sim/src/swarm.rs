@@ -247,18 +247,27 @@ impl Options {
         // Last, so that seeds without it draw as they did before there were such commands.
         let share = rng.pick(&[50, 300]);
         options.options_per_mille = some(rng, 300, share);
-        let share = rng.pick(&[20, 200]);
-        options.straggle_per_mille = some(rng, 300, share);
-        options.straggle_time = rng.pick(&[20 * MS, 300 * MS, 2 * SECOND]);
-        options.rest_per_mille = some(rng, 250, 20);
-        options.rest_time = rng.pick(&[500 * MS, 5 * SECOND]);
-        options.stragglers = rng.pick(&[Stragglers::All, Stragglers::Metadata, Stragglers::Data]);
-        if options.straggle_per_mille > 0 && options.stragglers == Stragglers::Metadata {
-            // Few operations, and the more that waits for them the better: for a log of its own on each side too.
-            options.straggle_per_mille *= 3;
-            options.spare_slots = u8::from(rng.chance(700));
-        }
+        options.dawdle(rng);
         options
+    }
+
+    /// What takes its time: single operations of a disk, and the application.
+    fn dawdle(&mut self, rng: &mut Rng) {
+        let some = |rng: &mut Rng, per_mille, value: u32| if rng.chance(per_mille) { value } else { 0 };
+        let share = rng.pick(&[20, 200]);
+        self.straggle_per_mille = some(rng, 300, share);
+        self.straggle_time = rng.pick(&[20 * MS, 300 * MS, 2 * SECOND]);
+        self.rest_per_mille = some(rng, 250, 20);
+        self.rest_time = rng.pick(&[500 * MS, 5 * SECOND]);
+        self.stragglers = rng.pick(&[Stragglers::All, Stragglers::Metadata, Stragglers::Data]);
+        if self.straggle_per_mille > 0 && self.stragglers == Stragglers::Metadata {
+            // Few operations, so that much should wait for them: for logs that miss often, with one of its own on each
+            // side, behind the back of a receipt too.
+            self.straggle_per_mille *= 3;
+            self.spare_slots = u8::from(rng.chance(700));
+            self.protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::B, Protocol::B, Protocol::A]);
+            (self.volume_bytes, self.hot_extents) = (400 << 20, 100);
+        }
     }
 
     fn lean(&mut self, rng: &mut Rng) {
