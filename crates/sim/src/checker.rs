@@ -155,9 +155,9 @@ impl World {
     }
 
     /// Checker 11, rule GE-7: a Primary that has to read from a peer finds there what it had completed.
-    /// Asked when the two become Established. Does not check a Primary that is sync target, nor a Primary that wrote by protocol A or B while it had a
-    /// disk of its own: it has lost that, and the table of promises says with what else a write is lost. A promotion by
-    /// force is no excuse: what this Primary showed since then is its own.
+    /// Asked when the two become Established; a promotion by force is no excuse.
+    /// Does not check a Primary that is sync target, nor one that wrote by protocol A or B while it had a disk of its own:
+    /// it has lost that, and the table of promises says with what else a write is lost.
     pub(crate) fn check_shown_data(&mut self, id: NodeId, peer: NodeId, volume: VolumeNumber) {
         if !self.node(id).is_primary || self.untracked.contains(&(peer, volume)) {
             return;
