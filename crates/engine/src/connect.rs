@@ -624,11 +624,8 @@ impl Engine {
             return Err((End::Retry(RETRY_AFTER_FAILURE), text));
         }
         let restarted = device.uuids.as_ref().is_some_and(|u| u.flags & uuid_flag::RECONNECT == 0);
-        if restarted
-            && !planted(Bug::LostCacheAccepted)
-            && volume.unconfirmed_at.contains(peer)
-            && !self.has_data(number)
-        {
+        let missed = restarted && volume.unconfirmed_at.contains(peer) && !self.has_data(number);
+        if missed && !planted(Bug::LostCacheAccepted) {
             let text = format!(
                 "volume {number}: the peer was restarted and may have lost writes that this Primary had completed: \
                  demote this node first"

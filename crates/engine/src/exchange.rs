@@ -117,7 +117,9 @@ impl Engine {
         let mine = self.volume(number).current_uuid();
         // A missed end is a resync that is only put off until its source is UpToDate.
         let open = matches!(rule, Rule::SyncSourceMissedFinish | Rule::SyncSourcePeerMissedFinish);
-        let open = open && !planted(Bug::BitsOfMissedEndDropped);
+        if open && planted(Bug::BitsOfMissedEndDropped) {
+            self.drop_bits(peer, number);
+        }
         let compared = rule != Rule::NoDisk && !open && peer_disk >= DiskState::Negotiating;
         let equal = compared && mine.same(theirs) && !mine.is_just_created();
         if equal && rule != Rule::JustCreatedBoth {
@@ -148,6 +150,10 @@ impl Engine {
                 "volume {number}: {mine} blocks stay out of sync towards node {peer} although the generations are equal"
             ));
         }
+        self.drop_bits(peer, number);
+    }
+
+    fn drop_bits(&mut self, peer: NodeId, number: VolumeNumber) {
         if let Some(backing) = &mut self.volume_mut(number).backing {
             backing.clear_all_towards(peer);
             backing.writer.want_bitmap_soon();

@@ -69,24 +69,35 @@ pub const ALL: [Bug; 28] = [
 #[cfg(feature = "planted")]
 mod switch {
     use super::Bug;
-    use core::sync::atomic::{AtomicU8, Ordering};
+    use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
     static PLANTED: AtomicU8 = AtomicU8::new(0);
+    static MET: AtomicU64 = AtomicU64::new(0);
 
     /// For the whole process, from now on.
     pub fn plant(bug: Option<Bug>) {
         PLANTED.store(bug.map_or(0, |bug| bug as u8), Ordering::Relaxed);
+        MET.store(0, Ordering::Relaxed);
+    }
+
+    /// How often the planted bug made a difference: each place asks for it last, when nothing else decides.
+    pub fn met() -> u64 {
+        MET.load(Ordering::Relaxed)
     }
 
     pub(crate) fn planted(bug: Bug) -> bool {
-        PLANTED.load(Ordering::Relaxed) == bug as u8
+        let is_planted = PLANTED.load(Ordering::Relaxed) == bug as u8;
+        if is_planted {
+            MET.fetch_add(1, Ordering::Relaxed);
+        }
+        is_planted
     }
 }
 
 #[cfg(feature = "planted")]
-pub use switch::plant;
-#[cfg(feature = "planted")]
 pub(crate) use switch::planted;
+#[cfg(feature = "planted")]
+pub use switch::{met, plant};
 
 #[cfg(not(feature = "planted"))]
 pub(crate) const fn planted(_: Bug) -> bool {

@@ -5,6 +5,7 @@ use types::{DiskState, Role};
 use wire::message::uuid_flag;
 
 use crate::handshake::{BitmapUse, Decision, Link, Rule, Side, Strategy};
+use crate::planted::{Bug, planted};
 
 /// Equal generations, no reason to sync, but a side that never stopped has bits: it knows of blocks that the other
 /// lacks, whatever the generations say (rule BM-3). It is the source; of two such sides the Primary, then the lower id.
@@ -29,6 +30,10 @@ pub(crate) fn reconcile_bits(
         rule: Rule::BitsAtEqualGenerations,
     };
     let bits = me.dirty_bits > 0 || peer.dirty_bits > 0;
+    let missed = matches!(decision.rule, Rule::SyncSourceMissedFinish | Rule::SyncSourcePeerMissedFinish);
+    if bits && (planted(Bug::BitsOfCrashDropped) || missed && planted(Bug::BitsOfMissedEndDropped)) {
+        return decision;
+    }
     if bits && is_good(me) != is_good(peer) {
         // One is Outdated, by a resync that never began: it is made equal, not declared so.
         return by_bitmap(is_good(me));

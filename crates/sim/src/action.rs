@@ -89,6 +89,9 @@ pub struct Fault {
     pub metadata: bool,
     pub reads: bool,
     pub writes: bool,
+    /// Discards, which may fail on a disk that is good otherwise.
+    #[serde(default)]
+    pub discards: bool,
     pub first: u64,
     pub end: u64,
     /// `None`: until the disk is replaced or the trouble ends.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engine::{Protocol, Status};
+use engine::{Event as EngineEvent, Protocol, Status};
 use types::{ByteRange, ConnectionState, DiskState, NodeId, ReplicationState, Uuid, VolumeNumber};
 
 use crate::delivery::stamp_of;
@@ -154,6 +154,32 @@ impl World {
         Ok(())
     }
 
+    /// Checker 11, rule GE-7: a Primary that has to read from a peer finds there what it had completed.
+    /// Asked when the two become Established; a promotion by force is no excuse.
+    /// Does not check a Primary that is sync target, nor one that wrote by protocol A or B while it had a disk of its own:
+    /// it has lost that, and the table of promises says with what else a write is lost.
+    pub(crate) fn check_shown_data(&mut self, id: NodeId, peer: NodeId, volume: VolumeNumber) {
+        if !self.node(id).is_primary || self.untracked.contains(&(peer, volume)) {
+            return;
+        }
+        let Some(status) = self.status(id) else { return };
+        let (own, device) = (&status.volumes[&volume], &status.peers[&peer].volumes[&volume]);
+        let reads_there = own.disk != DiskState::UpToDate && device.disk == DiskState::UpToDate;
+        let whole = self.weakest(id, peer) == Protocol::C || own.diskless_configured;
+        if !reads_there || device.replication != ReplicationState::Established || !whole {
+            return;
+        }
+        let truth = self.truths.get(&volume).into_iter().flatten().find(|t| t.primary == Some(id));
+        let lacks =
+            truth.and_then(|t| t.first_violation(&self.nodes[&peer].disks[&volume]).map(|v| (v, t.values(v.0))));
+        if let Some(((sector, value), allowed)) = lacks {
+            self.complain(format!(
+                "{id:?}, Primary, goes on with the data of {peer:?}, which lacks what it had completed: {volume:?} sector \
+                 {sector} holds write {value}, allowed {allowed:?}"
+            ));
+        }
+    }
+
     /// Checker 4: two nodes that both call each other Connected are not both Primary.
     /// Does not check Primaries that do not see each other (two nodes without quorum cannot prevent these).
     pub(crate) fn check_one_primary(&mut self, id: NodeId) {
@@ -182,8 +208,31 @@ impl World {
         }
     }
 
+    /// A node goes by another generation from here on. Heard before the effects that follow are carried out.
+    pub(crate) fn generation_claimed(&mut self, id: NodeId, event: &EngineEvent) {
+        let EngineEvent::NewGeneration { volume, current, .. } = event else { return };
+        // A node without a usable disk counts on its peers' disks.
+        if self.status(id).is_some_and(|s| s.volumes[volume].disk >= DiskState::Inconsistent) {
+            self.unsettled.insert((id, *volume), *current);
+        }
+    }
+
+    /// Checker 10, rule MD-2 for generations: when data is given to a disk, the generation that the engine goes by is
+    /// durable there. What was given to it before may still be on its way.
+    /// Does not check flags and slots (the crash points do), nor what is sent to peers.
+    pub(crate) fn check_generation_durable(&mut self, id: NodeId, volume: VolumeNumber) -> Result<(), String> {
+        let Some(claimed) = self.unsettled.get(&(id, volume)).copied() else { return Ok(()) };
+        let durable = self.nodes[&id].disks[&volume].identity_in(View::Durable);
+        if !durable.has_been(claimed) {
+            return Err(format!("{volume:?} is written in generation {claimed}, durable is {}", durable.current));
+        }
+        self.unsettled.remove(&(id, volume));
+        Ok(())
+    }
+
     /// A node died: a generation that never reached its disk has no writes.
     pub(crate) fn forget_lost_generations(&mut self, id: NodeId, volume: VolumeNumber) {
+        self.unsettled.remove(&(id, volume));
         let identity = self.nodes[&id].disks[&volume].identity();
         let survived = |began: &[Uuid]| began.iter().any(|generation| identity.has_been(*generation));
         self.apart.retain(|(node, _, v), began| (*node, *v) != (id, volume) || survived(began));

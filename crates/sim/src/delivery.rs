@@ -9,7 +9,7 @@ use wire::{Context, Message, Socket};
 use crate::action::Order;
 use crate::disk::sectors;
 use crate::network::{EndState, Frame};
-use crate::swarm::SECOND;
+use crate::swarm::{SECOND, Stragglers};
 use crate::world::{Event, World};
 
 impl World {
@@ -83,7 +83,11 @@ impl World {
             }
             _ => None,
         };
-        let small = matches!(op, DiskOp::MetaWrite { .. });
+        let changes_data = matches!(op, DiskOp::Write { .. } | DiskOp::WriteZeroes { .. } | DiskOp::Discard { .. });
+        if changes_data {
+            self.check_generation_durable(id, volume)?;
+        }
+        let metadata = matches!(op, DiskOp::MetaWrite { .. });
         let node = self.node_mut(id);
         let life = node.life;
         let disk = node.disks.get_mut(&volume).ok_or_else(|| format!("{op:?} on {volume:?}, which has no disk"))?;
@@ -91,11 +95,23 @@ impl World {
         if disk.in_flight() > 20_000 {
             return Err(format!("{} operations on one disk", disk.in_flight()));
         }
-        let mean = if small { self.options.disk_latency / 4 } else { self.options.disk_latency };
+        let mean = if metadata { self.options.disk_latency / 4 } else { self.options.disk_latency };
         let hangs = self.node(id).hangs.get(&volume).map_or(0, |until| until.saturating_sub(self.now));
-        let delay = hangs + self.nature.around(mean.max(8));
+        let delay = hangs + self.straggling(metadata) + self.nature.around(mean.max(8));
         self.schedule(delay, Event::DiskDone { node: id, life, volume, io });
         Ok(())
+    }
+
+    /// How much longer than usual an operation takes.
+    fn straggling(&mut self, metadata: bool) -> u64 {
+        let share = self.options.straggle_per_mille;
+        let may = match self.options.stragglers {
+            Stragglers::All => true,
+            Stragglers::Metadata => metadata,
+            Stragglers::Data => !metadata,
+        };
+        let straggles = share > 0 && may && !self.healing && self.nature.chance(share);
+        if straggles { self.nature.around(self.options.straggle_time) } else { 0 }
     }
 
     pub(crate) fn disk_done(&mut self, id: NodeId, life: u64, volume: VolumeNumber, io: IoId) {
@@ -133,6 +149,7 @@ impl World {
     }
 
     fn disk_closed(&mut self, id: NodeId, volume: VolumeNumber) -> Result<(), String> {
+        self.unsettled.remove(&(id, volume));
         let disk = &self.node(id).disks[&volume];
         match disk.in_flight() {
             0 => Ok(()),
@@ -280,7 +297,10 @@ impl World {
             }
             EngineEvent::Protocol { peer, to, .. } => self.goes_by(id, peer, to),
             EngineEvent::SplitBrain { peer, .. } => self.split_brain_found(id, peer),
-            EngineEvent::Replication { peer, to: ReplicationState::Established, .. } => self.may_be_together(id, peer),
+            EngineEvent::Replication { peer, volume, to: ReplicationState::Established, .. } => {
+                self.may_be_together(id, peer);
+                self.check_shown_data(id, peer, volume);
+            }
             EngineEvent::Connection { .. } => self.check_one_primary(id),
             EngineEvent::Disk { volume, to: DiskState::UpToDate, .. } => self.became_up_to_date(id, volume),
             _ => {}

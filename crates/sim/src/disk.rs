@@ -324,7 +324,10 @@ impl Disk {
 
     /// Whose data the metadata says this is.
     pub fn identity(&self) -> Identity {
-        let superblock = self.superblock(View::Visible).expect("a superblock is written whole");
+        self.identity_in(View::Visible)
+    }
+    pub fn identity_in(&self, view: View) -> Identity {
+        let superblock = self.superblock(view).expect("a superblock is written whole");
         Identity { current: superblock.current_uuid, superblock }
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sim::reached::Reached;
+use sim::run::open_findings;
 use sim::scenario::Scenario;
 use sim::shrink::Shrinker;
 use sim::steer::Steering;
@@ -19,7 +20,7 @@ const USAGE: &str = "usage: sim --seeds N [--from S]       seeds S to S+N-1, eac
        sim --scenario FILE [--trace]  a run that was written down
        sim --shrink S|FILE [--to FILE] [--runs N]  makes a failing run small
        with --v84: two nodes that speak the 8.4 dialect (the seed gets bit 62)
-       sim --planted N [--all] (built with the feature `planted`): each planted bug, in at most N seeds
+       sim --planted N [--all | --bug NAME] (built with the feature `planted`): each planted bug, in at most N seeds
 With --seeds and --seconds: --save DIR writes each failing run down, --table prints all that was reached";
 /// Failing seeds that are printed before the run stops looking.
 const FAILURES_MAX: usize = 200;
@@ -41,6 +42,7 @@ struct Arguments {
     runs: Option<u64>,
     planted: Option<u64>,
     all: bool,
+    bug: Option<String>,
     v84: bool,
 }
 
@@ -52,10 +54,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if let Some(limit) = arguments.planted {
-        return find_planted(limit, arguments.all);
-    }
     let result = match &arguments {
+        Arguments { planted: Some(limit), .. } => find_planted(*limit, arguments.bug.as_deref(), arguments.all),
         Arguments { seed: Some(seed), .. } => Ok(one(*seed, arguments.trace)),
         Arguments { scenario: Some(file), .. } => replay(file, arguments.trace),
         Arguments { shrink: Some(what), .. } => shrink(what, &arguments),
@@ -84,6 +84,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--shrink" => arguments.shrink = Some(text()?),
             "--save" => arguments.save = Some(text()?.into()),
             "--to" => arguments.to = Some(text()?.into()),
+            "--bug" => arguments.bug = Some(text()?),
             "--all" => arguments.all = true,
             "--v84" => arguments.v84 = true,
             "--table" => arguments.table = true,
@@ -99,14 +100,16 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
 }
 
 #[cfg(feature = "planted")]
-fn find_planted(limit: u64, all: bool) -> ExitCode {
-    sim::planted::find(limit, all)
+fn find_planted(limit: u64, bug: Option<&str>, all: bool) -> Result<ExitCode, String> {
+    match bug {
+        Some(name) => sim::planted::find_one(name, limit),
+        None => Ok(sim::planted::find(limit, all)),
+    }
 }
 
 #[cfg(not(feature = "planted"))]
-fn find_planted(_: u64, _: bool) -> ExitCode {
-    eprintln!("this program has no bugs planted: build it with `--features planted`");
-    ExitCode::from(2)
+fn find_planted(_: u64, _: Option<&str>, _: bool) -> Result<ExitCode, String> {
+    Err("this program has no bugs planted: build it with `--features planted`".into())
 }
 
 // ---------------------------------------------------------------------------------------------- one run
@@ -256,12 +259,6 @@ fn save(outcome: &Outcome, directory: Option<&Path>) {
     if let Err(error) = std::fs::create_dir_all(directory).and_then(|()| std::fs::write(&file, scenario.to_text())) {
         eprintln!("{}: {error}", file.display());
     }
-}
-
-/// Seeds whose finding is written down and not mended: they are shown, and only new ones make a run fail.
-fn open_findings() -> Vec<u64> {
-    let lines = include_str!("../regressions.txt").lines();
-    lines.filter_map(|line| line.split_once(" open ")).filter_map(|(seed, _)| seed.parse().ok()).collect()
 }
 
 fn add(total: &mut Stats, one: &Stats) {

@@ -133,6 +133,7 @@ impl Node {
         let hit = |fault: &Fault| {
             let (metadata, writes, spans) = span(op);
             let of_kind = if writes { fault.writes } else { fault.reads };
+            let of_kind = of_kind || (fault.discards && matches!(op, DiskOp::Discard { .. }));
             let touches = spans.iter().any(|(first, end)| *first < fault.end && fault.first < *end);
             fault.metadata == metadata && of_kind && touches
         };

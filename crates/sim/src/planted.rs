@@ -5,22 +5,34 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use engine::planted::{ALL, Bug, plant};
+use engine::planted::{ALL, Bug, met, plant};
 
-use crate::run::run_seed;
+use crate::run::{open_findings, run_seed};
 
-/// What 150 seeds did not find: blind spots, to be opened. A bug that is found leaves this list. The crash points
-/// (`tests/crash_points_planted.rs`) find GenerationNotDurable.
-const HIDDEN: [Bug; 8] = [
-    Bug::UnsentWritesForgotten,
+/// What 300 seeds did not find: blind spots, to be opened. A bug that is found leaves this list.
+const HIDDEN: [Bug; 6] = [
+    // Matters only where the source's disk ends with other data than the target got: a discard that it refuses, between
+    // the answer and an acknowledgement that waits for a slow flush.
     Bug::AcknowledgementTrustedTooLong,
+    // Nearly always the two are equal, and the bits only old.
     Bug::BitsOfCrashDropped,
+    // The bits are old unless the source failed in between (`pass_on`).
     Bug::BitsOfMissedEndDropped,
-    Bug::GenerationNotDurable,
+    // With two nodes a generation begins beside a connected peer only while that is taken for Outdated and is not.
     Bug::GenerationFollowedByTheWeak,
+    // Nearly always a Primary that is sync target: checker 11 looks at Established alone.
     Bug::LostCacheAccepted,
+    // The Primary has to die while what it has a receipt for waits for the other side's log, and to stay away.
     Bug::ReceiptForgotten,
 ];
+
+/// Looks for the one bug of this name.
+pub fn find_one(name: &str, limit: u64) -> Result<ExitCode, String> {
+    let named = |bug: &Bug| format!("{bug:?}") == name;
+    let bug = ALL.into_iter().find(named).ok_or_else(|| format!("no planted bug is called {name}: {ALL:?}"))?;
+    std::panic::set_hook(Box::new(|_| {}));
+    Ok(if is_found(bug, limit) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
 
 /// Looks for the bugs in at most `limit` seeds each, with `all` also for those that are known to be hidden. Fails if
 /// one of the others stays hidden.
@@ -45,7 +57,9 @@ fn is_found(bug: Bug, limit: u64) -> bool {
     plant(Some(bug));
     let started = Instant::now();
     let next = AtomicU64::new(0);
+    let open = open_findings();
     let found = Mutex::new(None::<(u64, String)>);
+    let near = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, |n| n.get()) {
             scope.spawn(|| {
@@ -54,7 +68,16 @@ fn is_found(bug: Bug, limit: u64) -> bool {
                     if seed >= limit {
                         return;
                     }
-                    if let Err(failure) = run_seed(seed).result {
+                    // These find something without the bug too.
+                    if open.contains(&seed) {
+                        continue;
+                    }
+                    let before = met();
+                    let result = run_seed(seed).result;
+                    if met() > before {
+                        near.lock().expect("nobody panics with it").push(seed);
+                    }
+                    if let Err(failure) = result {
                         found.lock().expect("nobody panics with it").get_or_insert((seed, failure.text));
                     }
                 }
@@ -67,7 +90,11 @@ fn is_found(bug: Bug, limit: u64) -> bool {
         Some((seed, text)) => {
             println!("{bug:?}: seed {seed}, {seconds:.1} s: {}", text.chars().take(150).collect::<String>())
         }
-        None => println!("{bug:?}: NOT FOUND, {seconds:.1} s"),
+        None => {
+            // Some of these seeds only ran beside one where it did.
+            let near = near.into_inner().expect("nobody panicked with it");
+            println!("{bug:?}: NOT FOUND, made a difference {} times, seeds {near:?}, {seconds:.1} s", met());
+        }
     }
     found.is_some()
 }

@@ -25,6 +25,14 @@ pub(crate) enum ProtocolName {
     C,
 }
 
+/// Operations of a disk that may take longer than others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Stragglers {
+    All,
+    Metadata,
+    Data,
+}
+
 /// What a run leans towards. The upper bits of a seed name one ([`seed_with`]); plain seeds take turns.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Leaning {
@@ -137,9 +145,16 @@ pub struct Options {
     pub fault_every: Option<u64>,
     /// Share of faults that stay.
     pub lasting_per_mille: u32,
+    /// Share of these operations that take longer than others, and how much longer: others overtake them.
+    pub stragglers: Stragglers,
+    pub straggle_per_mille: u32,
+    pub straggle_time: u64,
     /// Somebody else tries to become Primary too.
     pub rival_per_mille: u32,
     pub work_every: u64,
+    /// How likely the application rests before it goes on, and how long.
+    pub rest_per_mille: u32,
+    pub rest_time: u64,
     pub requests_max: usize,
     pub io_bytes_max: u64,
     /// Hot regions: how many extents the workload prefers.
@@ -206,8 +221,13 @@ impl Options {
             options_per_mille: 0,
             fault_every: on(rng, 150, 3 * SECOND, 40 * SECOND),
             lasting_per_mille: rng.pick(&[0, 300, 1000]),
+            stragglers: Stragglers::All,
+            straggle_per_mille: 0,
+            straggle_time: 0,
             rival_per_mille: some(rng, 300, 100),
             work_every: rng.pick(&[5 * MS, 20 * MS, 100 * MS]),
+            rest_per_mille: 0,
+            rest_time: 0,
             requests_max: rng.pick(&[1, 4, 32]),
             io_bytes_max: rng.pick(&[4096, 16 << 10, 128 << 10]),
             hot_extents: rng.pick(&[1, 4, 100]),
@@ -227,7 +247,27 @@ impl Options {
         // Last, so that seeds without it draw as they did before there were such commands.
         let share = rng.pick(&[50, 300]);
         options.options_per_mille = some(rng, 300, share);
+        options.dawdle(rng);
         options
+    }
+
+    /// What takes its time: single operations of a disk, and the application.
+    fn dawdle(&mut self, rng: &mut Rng) {
+        let some = |rng: &mut Rng, per_mille, value: u32| if rng.chance(per_mille) { value } else { 0 };
+        let share = rng.pick(&[20, 200]);
+        self.straggle_per_mille = some(rng, 300, share);
+        self.straggle_time = rng.pick(&[20 * MS, 300 * MS, 2 * SECOND]);
+        self.rest_per_mille = some(rng, 250, 20);
+        self.rest_time = rng.pick(&[500 * MS, 5 * SECOND]);
+        self.stragglers = rng.pick(&[Stragglers::All, Stragglers::Metadata, Stragglers::Data]);
+        if self.straggle_per_mille > 0 && self.stragglers == Stragglers::Metadata {
+            // Few operations, so that much should wait for them: for logs that miss often, with one of its own on each
+            // side, behind the back of a receipt too.
+            self.straggle_per_mille *= 3;
+            self.spare_slots = u8::from(rng.chance(700));
+            self.protocol = rng.pick(&[Protocol::C, Protocol::C, Protocol::B, Protocol::B, Protocol::A]);
+            (self.volume_bytes, self.hot_extents) = (400 << 20, 100);
+        }
     }
 
     fn lean(&mut self, rng: &mut Rng) {
@@ -338,8 +378,13 @@ impl Options {
             options_per_mille: 0,
             fault_every: None,
             lasting_per_mille: 0,
+            stragglers: Stragglers::All,
+            straggle_per_mille: 0,
+            straggle_time: 0,
             rival_per_mille: 0,
             work_every: 20 * MS,
+            rest_per_mille: 0,
+            rest_time: 0,
             requests_max: 4,
             io_bytes_max: 16 << 10,
             hot_extents: 4,

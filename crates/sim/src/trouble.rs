@@ -78,6 +78,20 @@ impl World {
     }
 
     fn draw_fault(&mut self) -> Fault {
+        let refuses = self.options.discard_per_mille > 0 && self.whim.chance(400);
+        if refuses {
+            let times = self.whim.between(1, 100) as u32;
+            let (first, end) = (0, u64::MAX);
+            return Fault {
+                metadata: false,
+                reads: false,
+                writes: false,
+                discards: true,
+                first,
+                end,
+                times: Some(times),
+            };
+        }
         let kind = self.whim.between(0, 2);
         let lasting = self.whim.chance(self.options.lasting_per_mille);
         let all = self.whim.chance(400);
@@ -93,6 +107,7 @@ impl World {
             metadata: self.whim.chance(250),
             reads: kind != 0,
             writes: kind != 1,
+            discards: false,
             first,
             end: if all { u64::MAX } else { first + len },
             times: (!lasting).then(|| self.whim.between(1, 3) as u32),
@@ -156,6 +171,13 @@ impl World {
         let longest = self.whim.pick(&[1, self.options.disk_latency * 2, self.options.latency * 10, 200 * MS]);
         let delay = self.whim.between(0, longest);
         self.schedule(delay, Event::Ambush { node });
+    }
+
+    /// As [`World::tempt`], where it happens all the time.
+    pub(crate) fn tempt_now_and_then(&mut self, node: NodeId) {
+        if self.options.ambush_per_mille > 0 && !self.is_replay && self.whim.chance(20) {
+            self.tempt(node);
+        }
     }
 
     pub(crate) fn ambush(&mut self, node: NodeId) {

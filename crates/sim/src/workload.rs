@@ -21,7 +21,8 @@ impl World {
         if self.healing {
             return;
         }
-        let delay = self.whim.around(self.options.work_every);
+        let rests = self.options.rest_per_mille > 0 && self.whim.chance(self.options.rest_per_mille);
+        let delay = self.whim.around(if rests { self.options.rest_time } else { self.options.work_every });
         self.schedule(delay, Event::Work);
         for id in self.node_ids() {
             let node = self.node(id);
@@ -196,6 +197,7 @@ impl World {
         truth.complete(pending.range, pending.submitted, moment, fua);
         truth.complete_on = certain;
         truth.durable_on = truth.durable_on.intersection(&believed).chain(truth.complete_on.iter()).copied().collect();
+        self.tempt_now_and_then(id);
         self.check_acknowledged(id, pending, &status)
     }
 

@@ -170,6 +170,8 @@ pub struct World {
     pub given_up: BTreeSet<(NodeId, VolumeNumber)>,
     /// (n, m): n has begun a generation of its own since it was last in sync with m: these.
     pub apart: BTreeMap<(NodeId, NodeId, VolumeNumber), Vec<Uuid>>,
+    /// Generations that a node goes by and that were not seen on its disk yet.
+    pub unsettled: BTreeMap<(NodeId, VolumeNumber), Uuid>,
     pub split_brain: BTreeSet<(NodeId, NodeId)>,
     pub no_good_copy_expected: bool,
     /// Disks that were exchanged or re-labelled by hand: which blocks differ is known by generation at best, and judged
@@ -240,6 +242,7 @@ impl World {
             forced: false,
             given_up: BTreeSet::new(),
             apart: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
             split_brain: BTreeSet::new(),
             no_good_copy_expected: false,
             untracked: BTreeSet::new(),
@@ -402,7 +405,10 @@ impl World {
             self.reached.effect(&effect);
             match effect {
                 Effect::Release { payload } => releases.push(payload),
-                Effect::Event(event) => later.push(event),
+                Effect::Event(event) => {
+                    self.generation_claimed(id, &event);
+                    later.push(event);
+                }
                 effect => self.carry_out(id, effect),
             }
         }

@@ -8,7 +8,6 @@ use crash::enumerate::Enumeration;
 use crash::script::SCRIPTS;
 use engine::planted::{Bug, plant};
 
-/// The random walk of the simulator misses some of them (`HIDDEN` in `sim::planted`).
 const FOUND: [(Bug, &str); 15] = [
     (Bug::LogNotAwaited, "log"),
     (Bug::LogWithoutEvictedPages, "alone"),
