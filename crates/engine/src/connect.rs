@@ -410,7 +410,10 @@ impl Engine {
         link.deadline = Some(deadline);
         self.correct_protocol(peer);
         if self.speaks_84(peer) {
-            self.send_device_packets(peer);
+            // An 8.4 peer decides by what it hears, and asks nobody.
+            if self.claims_are_durable() {
+                self.send_device_packets(peer);
+            }
         } else if self.me < peer {
             self.want_change(Change::Connect { peer }, None);
         }
@@ -530,9 +533,27 @@ impl Engine {
         })
     }
 
+    /// What this node says of its generations would be the same after a power cut (rule GE-9).
+    fn claims_are_durable(&self) -> bool {
+        self.volumes.values().all(|v| v.backing.as_ref().is_none_or(|b| b.is_settled()))
+    }
+
+    /// A superblock is on disk: handshakes may have waited for it.
+    pub(crate) fn advance_handshakes(&mut self) {
+        if !self.claims_are_durable() {
+            return;
+        }
+        for peer in self.peer_ids() {
+            if self.speaks_84(peer) {
+                self.send_device_packets(peer);
+            }
+            self.exchange_progress(peer);
+        }
+    }
+
     /// The peer's states of all our volumes are in, ours are out, and what we say of our data is safe (rule EP-5).
     pub(crate) fn has_heard_all(&self, peer: NodeId) -> bool {
-        if self.volumes.values().any(|v| v.salvage != Salvage::Nothing) {
+        if self.volumes.values().any(|v| v.salvage != Salvage::Nothing) || !self.claims_are_durable() {
             return false;
         }
         let entry = self.peer(peer);
@@ -623,6 +644,13 @@ impl Engine {
             );
             return Err((End::Retry(RETRY_AFTER_FAILURE), text));
         }
+        if volume.missing_at.contains(peer) && !self.has_data(number) {
+            let text = format!(
+                "volume {number}: the peer may not have received all writes that this Primary had completed: demote this \
+                 node first"
+            );
+            return Err((End::Retry(RETRY_AFTER_FAILURE), text));
+        }
         let restarted = device.uuids.as_ref().is_some_and(|u| u.flags & uuid_flag::RECONNECT == 0);
         let missed = restarted && volume.unconfirmed_at.contains(peer) && !self.has_data(number);
         if missed && !planted(Bug::LostCacheAccepted) {
@@ -659,6 +687,7 @@ impl Engine {
                 let volume = self.volume_mut(number);
                 volume.may_be_equal = volume.may_be_equal.without(peer);
                 volume.unconfirmed_at = volume.unconfirmed_at.without(peer);
+                volume.missing_at = volume.missing_at.without(peer);
             }
             self.start_as_decided(peer, number, &decision, "connected");
         }

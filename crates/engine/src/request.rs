@@ -438,7 +438,7 @@ impl Engine {
         for key in &self.transfer_log {
             let write = self.writes.get_mut(*key).expect("the transfer log names writes that exist");
             for leg in write.legs.iter_mut().filter(|l| l.peer == peer && !l.is_settled()) {
-                leg.state = LegState::Lost;
+                let arrived = core::mem::replace(&mut leg.state, LegState::Lost) != LegState::Sent;
                 if !volumes.contains(&write.volume) {
                     volumes.push(write.volume);
                 }
@@ -446,6 +446,9 @@ impl Engine {
                     && let Some(volume) = self.volumes.get_mut(&write.volume)
                 {
                     volume.unconfirmed_at = volume.unconfirmed_at.with(peer);
+                    if !arrived {
+                        volume.missing_at = volume.missing_at.with(peer);
+                    }
                 }
             }
         }

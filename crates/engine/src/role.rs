@@ -183,12 +183,7 @@ impl Engine {
             false => (device.disk, self.volume(number).disk),
         };
         if target < DiskState::Inconsistent || target == DiskState::DUnknown {
-            return Err(Refusal {
-                code: -138,
-                rule: "ERR_NO_DISK",
-                state: format!("volume {number}: the disk to be overwritten is {target}"),
-                next_step: "attach the disk first",
-            });
+            return Err(no_disk(number, target));
         }
         let target_is_primary = if source { self.peer(peer).role == Role::Primary } else { self.is_primary() };
         if good != DiskState::UpToDate {
@@ -249,6 +244,7 @@ impl Engine {
         }
         for number in self.volume_numbers() {
             self.volume_mut(number).unconfirmed_at = types::NodeSet::EMPTY;
+            self.volume_mut(number).missing_at = types::NodeSet::EMPTY;
             self.generation_is_due(number, PROMOTED);
             self.start_sweep(number);
             // A forced generation tells states too, behind its identifiers.
@@ -468,7 +464,10 @@ impl Engine {
         if let Some(peer) = source.filter(|p| self.peers.get(p).is_some_and(|p| p.is_connected())) {
             return self.want_change(Change::Invalidate { volume: number, peer }, Some(id));
         }
-        if self.is_primary() || self.volume(number).backing.is_none() {
+        if !self.volume(number).is_writable() {
+            return self.refuse(id, no_disk(number, self.volume(number).disk));
+        }
+        if self.is_primary() {
             return self.refuse(
                 id,
                 Refusal {
@@ -599,6 +598,15 @@ pub(crate) fn busy() -> Refusal {
         rule: "SS_IN_TRANSIENT_STATE",
         state: "another change is under way".to_string(),
         next_step: "try again when it is through",
+    }
+}
+
+fn no_disk(number: VolumeNumber, disk: DiskState) -> Refusal {
+    Refusal {
+        code: -138,
+        rule: "ERR_NO_DISK",
+        state: format!("volume {number}: the disk to be overwritten is {disk}"),
+        next_step: "attach the disk first",
     }
 }
 

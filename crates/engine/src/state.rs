@@ -367,6 +367,7 @@ impl Engine {
             }
         }
         self.check_all_writes();
+        self.advance_handshakes();
     }
 
     /// Runs what waited for superblocks that are on disk by now.
@@ -408,6 +409,7 @@ impl Engine {
     /// A superblock or log transaction is on disk: completions may have waited for it.
     pub(crate) fn metadata_progress(&mut self) {
         self.check_all_writes();
+        self.advance_handshakes();
     }
 
     /// A peer's disk came or went: the consequences for us as Primary.

@@ -76,6 +76,8 @@ pub(crate) struct Volume {
     pub generation_unconfirmed: NodeSet,
     /// Peers whose link died while they held completed writes of this Primary that they had not confirmed as stable.
     pub unconfirmed_at: NodeSet,
+    /// Those of them that may not even have received all of it (protocol A).
+    pub missing_at: NodeSet,
     /// A lost Primary's writes are made durable before a peer is connected (rule EP-5).
     pub salvage: Salvage,
     /// This node was Primary when it went down and the peers have not been compared since.
@@ -170,6 +172,7 @@ impl Volume {
             may_be_equal: NodeSet::EMPTY,
             generation_unconfirmed: NodeSet::EMPTY,
             unconfirmed_at: NodeSet::EMPTY,
+            missing_at: NodeSet::EMPTY,
             salvage: Salvage::Nothing,
             crashed_primary: false,
             ranges: RangeSet::new(),
