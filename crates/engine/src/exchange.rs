@@ -77,6 +77,10 @@ impl Engine {
                     backing.touch();
                 }
                 self.leave_negotiating(number);
+                // It will say so itself: from here on it is nobody to read from, or to go on with alone.
+                if self.peer(peer).volumes[&number].disk > DiskState::Outdated {
+                    self.set_peer_disk(peer, number, DiskState::Outdated, "sync target");
+                }
                 self.set_replication(peer, number, ReplicationState::WFBitMapS, reason);
             }
             Strategy::Target(bits) => {

@@ -185,11 +185,15 @@ impl Engine {
     }
 
     pub(crate) fn peer_write_done(&mut self, key: Key, result: Result<(), IoError>) {
-        let write = self.peer_writes.get(key).expect("it stays until its disk part is settled");
+        let write = self.peer_writes.get_mut(key).expect("it stays until its disk part is settled");
         let number = write.volume;
-        let discard = write.op == BlockOp::Discard;
+        if result.is_err() && write.op == BlockOp::Discard {
+            // The Primary counts on equal copies: what this disk does not discard it writes.
+            write.op = BlockOp::WriteZeroes { may_unmap: false, fua: false };
+            return self.submit_peer_write(key);
+        }
         self.peer_write_settled(key, result.is_ok());
-        if result.is_err() && !discard {
+        if result.is_err() {
             self.local_io_failed(number, "write for a peer failed");
         }
     }

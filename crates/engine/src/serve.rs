@@ -222,12 +222,12 @@ impl Engine {
 
     pub(crate) fn served_lost(&mut self, peer: NodeId) {
         let keys: Vec<Key> = self.served.iter().filter(|(_, s)| s.peer == peer).map(|(key, _)| key).collect();
+        for key in &keys {
+            self.served.get_mut(*key).expect("listed above").orphan = true;
+        }
         for key in keys {
-            let served = self.served.get_mut(key).expect("listed above");
-            served.orphan = true;
-            if served.reading {
-                continue;
-            }
+            // A range that was given back may have let the next one go on, or end.
+            let Some(served) = self.served.get(key).filter(|served| !served.reading) else { continue };
             let answered = served.kind == ServedKind::Answered;
             let number = served.volume;
             self.served.remove(key);
