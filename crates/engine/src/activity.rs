@@ -215,6 +215,11 @@ impl ActivityLog {
         self.wants_slots && self.lru_len > before
     }
 
+    /// Something waits for a transaction.
+    pub fn has_changes(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// The next transaction, with as many waiting changes as fit. `None`: nothing waits, or one is on its way.
     pub fn start_transaction(&mut self) -> Option<Transaction> {
         if self.on_its_way || self.queue.is_empty() {

@@ -40,8 +40,9 @@ impl Engine {
     }
 
     pub(crate) fn sweep_timers(&mut self) {
-        for number in self.volume_numbers() {
-            if self.volume(number).sweep.as_ref().is_some_and(|s| s.due <= self.now) {
+        for position in 0..self.volumes.len() {
+            let (number, volume) = self.volumes.at(position);
+            if volume.sweep.as_ref().is_some_and(|s| s.due <= self.now) {
                 self.sweep(number);
             }
         }

@@ -11,7 +11,7 @@
 //! ```
 //! `Connecting` covers everything from "looking for the peer" to the end of the handshake ([`Phase`]).
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -27,6 +27,7 @@ use crate::exchange::Exchange;
 use crate::progress::Marks;
 use crate::resync::Resync;
 use crate::slab::Key;
+use crate::table::Table;
 
 pub(crate) struct Peer {
     pub id: NodeId,
@@ -39,7 +40,7 @@ pub(crate) struct Peer {
     pub discard_my_data: bool,
     /// We voted against this connection for good: why.
     pub refused: Option<String>,
-    pub volumes: BTreeMap<VolumeNumber, PeerDevice>,
+    pub volumes: Table<VolumeNumber, PeerDevice>,
 
     // Our writes towards it.
     pub open_epoch: Option<OpenEpoch>,

@@ -207,6 +207,10 @@ impl Engine {
 
     pub(crate) fn pump_resync(&mut self, number: VolumeNumber) {
         for peer in self.peer_ids() {
+            let device = &self.peer(peer).volumes[&number];
+            if !device.is_syncing() && device.resync.is_none() {
+                continue;
+            }
             self.update_pause(peer, number);
             if self.peer(peer).volumes[&number].replication == ReplicationState::SyncTarget {
                 self.make_requests(peer, number);
@@ -413,7 +417,7 @@ impl Engine {
     ) {
         let request = self.resync_requests.get(key).expect("it stays while its write is on its way");
         let (range, orphan) = (request.range, request.orphan);
-        self.give_range_back(number, RangeOwner::Resync(key));
+        self.give_range_back(number, RangeOwner::Resync(key), range);
         self.resync_requests.get_mut(key).expect("looked at it just now").ranged = false;
         if orphan {
             return self.end_request(key, false);
@@ -498,7 +502,7 @@ impl Engine {
         let Some(request) = self.resync_requests.remove(key) else { return };
         self.release(request.payload);
         if request.ranged {
-            self.give_range_back(request.volume, RangeOwner::Resync(key));
+            self.give_range_back(request.volume, RangeOwner::Resync(key), request.range);
         }
         if request.orphan {
             return;
@@ -760,8 +764,9 @@ impl Engine {
             }
             // Its answer is still on the way: it waits for that, without its range.
             if answers_come && request.payload.is_none() && !request.writing {
+                let range = request.range;
                 if core::mem::take(&mut request.ranged) {
-                    self.give_range_back(number, RangeOwner::Resync(key));
+                    self.give_range_back(number, RangeOwner::Resync(key), range);
                 }
                 continue;
             }

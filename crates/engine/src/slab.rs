@@ -25,6 +25,10 @@ impl<T> Slab<T> {
         self.entries.len() - self.free.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub fn insert(&mut self, value: T) -> Key {
         let index = self.free.pop().unwrap_or_else(|| {
             self.entries.push(Entry { generation: 0, value: None });
@@ -60,14 +64,20 @@ impl<T> Slab<T> {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.entries.iter().enumerate().filter_map(|(i, e)| {
+        self.used().iter().enumerate().filter_map(|(i, e)| {
             let value = e.value.as_ref()?;
             Some(((u64::from(e.generation) << 32) | i as u64, value))
         })
     }
 
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.entries.iter_mut().filter_map(|e| e.value.as_mut())
+        let used = if self.is_empty() { 0 } else { self.entries.len() };
+        self.entries[..used].iter_mut().filter_map(|e| e.value.as_mut())
+    }
+
+    /// Nobody has to look at places where once was something.
+    fn used(&self) -> &[Entry<T>] {
+        if self.is_empty() { &[] } else { &self.entries }
     }
 }
 

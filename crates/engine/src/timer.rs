@@ -77,11 +77,14 @@ impl Engine {
             if self.peer(peer).peer_ack.is_some_and(|p| p.since + self.config.peer_ack_delay <= now) {
                 self.send_peer_ack(peer);
             }
-            self.link_timers(peer);
+            if self.link_deadline(peer).is_some_and(|at| at <= now) {
+                self.link_timers(peer);
+            }
             let rate = u64::from(self.peer(peer).config.resync.max_rate_kib) * 1024;
-            for number in self.volume_numbers() {
-                let resync = self.peer(peer).volumes[&number].resync.as_ref();
-                if resync.and_then(|r| r.wake_at(rate)).is_some_and(|at| at <= now) {
+            for position in 0..self.volumes.len() {
+                let (number, device) = self.peer(peer).volumes.at(position);
+                let Some(resync) = &device.resync else { continue };
+                if resync.wake_at(rate).is_some_and(|at| at <= now) {
                     self.volume_mut(number).pump = true;
                 }
             }

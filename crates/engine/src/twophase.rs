@@ -171,7 +171,15 @@ impl TwoPhase {
         TwoPhase { wanted: VecDeque::new(), own: None, foreign: None }
     }
 
+    /// No change is open or wanted.
+    pub fn is_quiet(&self) -> bool {
+        self.own.is_none() && self.foreign.is_none() && self.wanted.is_empty()
+    }
+
     pub fn deadline(&self) -> Option<Time> {
+        if self.is_quiet() {
+            return None;
+        }
         let own = self.own.as_ref().map(|o| o.deadline);
         let foreign = self.foreign.as_ref().map(|f| f.deadline);
         let idle = self.own.is_none() && self.foreign.is_none();
@@ -592,6 +600,9 @@ impl Engine {
     }
 
     pub(crate) fn twophase_timers(&mut self) {
+        if self.twophase.is_quiet() {
+            return;
+        }
         let now = self.now;
         if self.twophase.foreign.as_ref().is_some_and(|f| f.deadline <= now) {
             self.twophase.foreign = None;
