@@ -79,7 +79,9 @@ impl Engine {
             self.pump_resync_writes(number);
         }
         self.pump_parked(number);
-        self.pump_resync(number);
+        if !self.peers.is_empty() {
+            self.pump_resync(number);
+        }
     }
 
     fn pump_parked(&mut self, number: VolumeNumber) {

@@ -35,6 +35,7 @@ impl Engine {
         // With one peer there is nobody to tell.
         if self.is_primary() && self.peers.len() > 1 {
             let due = self.now;
+            self.timer_is_set();
             self.volume_mut(number).sweep = Some(Sweep { position: 0, again: Vec::new(), due });
         }
     }

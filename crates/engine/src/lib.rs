@@ -77,6 +77,8 @@ pub struct Engine {
     now: Time,
     rng: ChaCha12Rng,
     out: Vec<Effect>,
+    /// No timer is due before (see `timer`).
+    timers_from: Time,
     role: Role,
     volumes: Table<VolumeNumber, Volume>,
     peers: Table<NodeId, Peer>,
@@ -158,6 +160,7 @@ impl Engine {
             now: Time::ZERO,
             rng: ChaCha12Rng::from_seed(seed),
             out: Vec::new(),
+            timers_from: Time::ZERO,
             role: Role::Secondary,
             volumes,
             peers,
@@ -210,12 +213,18 @@ impl Engine {
 
     /// Nothing is marked as possible: [`Self::advance`] would do nothing.
     fn is_at_rest(&self) -> bool {
-        !self.retire && self.deferred.is_empty() && !self.is_changing() && self.volumes.values().all(Volume::is_at_rest)
+        let volume = |v: &Volume| v.is_at_rest() && !v.is_changing();
+        let resource = !self.retire && self.deferred.is_empty() && !self.is_changing_as_a_whole();
+        resource && self.volumes.values().all(volume)
+    }
+
+    fn is_changing_as_a_whole(&self) -> bool {
+        self.role_change.is_some() || !self.twophase.is_quiet()
     }
 
     /// The resource or a volume is on its way to another state. Requests wait for none of this.
     fn is_changing(&self) -> bool {
-        self.role_change.is_some() || !self.twophase.is_quiet() || self.volumes.values().any(Volume::is_changing)
+        self.is_changing_as_a_whole() || self.volumes.values().any(Volume::is_changing)
     }
 
     /// Everything once. Returns whether it did anything.

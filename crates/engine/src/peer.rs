@@ -336,6 +336,7 @@ impl Engine {
         }
         link.pings_answered += 1;
         let answered = link.pings_answered;
+        self.timer_is_set();
         self.resync_ping_acked(peer, answered);
     }
 
@@ -449,8 +450,9 @@ impl Engine {
     /// Writes left the transfer log: answers the FLUSH_REQUESTS that waited for them. `settled`: our stream up to
     /// this position is.
     pub(crate) fn answer_flush_requests(&mut self, settled: u64) {
-        for peer in self.peer_ids() {
-            let Some((sequence, position)) = self.peer(peer).flush_asked else { continue };
+        for at in 0..self.peers.len() {
+            let (peer, entry) = self.peers.at(at);
+            let Some((sequence, position)) = entry.flush_asked else { continue };
             if position > settled {
                 continue;
             }

@@ -657,6 +657,9 @@ impl Engine {
     }
 
     fn complete_flushes(&mut self) {
+        if self.flushes.is_empty() {
+            return;
+        }
         let keys: Vec<Key> = self.flushes.iter().map(|(key, _)| key).collect();
         for key in keys {
             let flush = self.flushes.get(key).expect("listed above");

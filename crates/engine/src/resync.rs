@@ -133,6 +133,7 @@ impl Engine {
             not_before: now,
         };
         self.device_mut(peer, number).resync = Some(resync);
+        self.timer_is_set();
         self.set_replication(peer, number, ReplicationState::SyncTarget, reason);
         self.set_disk_untold(number, DiskState::Inconsistent, "sync target");
         self.tell_state(number);
@@ -206,8 +207,9 @@ impl Engine {
     // ------------------------------------------------------------------ target: requests
 
     pub(crate) fn pump_resync(&mut self, number: VolumeNumber) {
-        for peer in self.peer_ids() {
-            let device = &self.peer(peer).volumes[&number];
+        for position in 0..self.peers.len() {
+            let (peer, entry) = self.peers.at(position);
+            let device = &entry.volumes[&number];
             if !device.is_syncing() && device.resync.is_none() {
                 continue;
             }

@@ -84,6 +84,7 @@ impl Engine {
     pub(crate) fn set_connection(&mut self, peer: NodeId, to: ConnectionState, reason: &str) {
         let from = core::mem::replace(&mut self.peer_mut(peer).connection, to);
         if from != to {
+            self.timer_is_set();
             self.event(Event::Connection { peer, from, to, reason: reason.to_string() });
         }
     }

@@ -13,6 +13,10 @@ impl<K: Copy + Ord, V> Table<K, V> {
         self.entries.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Keys ascend with the position, which is below `len` (asserted).
     pub fn at(&self, position: usize) -> (K, &V) {
         let (key, value) = &self.entries[position];

@@ -1,8 +1,8 @@
 //! One engine, or two that are connected, under a steady load: disks and links answer at once and keep nothing, so
 //! that what is measured around the engine's two doors is the engine alone.
 //!
-//! Nodes take turns. In its turn a node takes what had come in before and asks for its deadline twice, as the daemon
-//! does for one wake-up. The clock goes on by [`TURN`]: pings, peer acks and bitmap writes happen as often as they
+//! Nodes take turns. In its turn a node takes what had come in before and asks for its deadline, as the daemon does for
+//! one wake-up. The clock goes on by [`TURN`]: pings, peer acks and bitmap writes happen as often as they
 //! would.
 
 use std::collections::VecDeque;
@@ -179,15 +179,10 @@ impl<D: Doors> Rig<D> {
                 let input = self.nodes[me].inbox.pop_front().expect("counted above");
                 self.handle(me, input);
             }
-            if self.deadline(me).is_some_and(|at| at <= self.now) {
+            if self.doors.next_deadline(me, &self.nodes[me].engine).is_some_and(|at| at <= self.now) {
                 self.handle(me, Input::Tick);
             }
-            self.deadline(me);
         }
-    }
-
-    fn deadline(&mut self, me: usize) -> Option<Time> {
-        self.doors.next_deadline(me, &self.nodes[me].engine)
     }
 
     fn handle(&mut self, me: usize, input: Input) {
