@@ -3,8 +3,10 @@
 //!
 //! What stands here needs no kernel device: its divisors are bare probes. The part in a virtual machine (ublk against
 //! a plain pass-through, and against the kernel's DRBD) is `vm::bench`. docs/performance.md says what the rows mean.
+//! What a request costs in the engine alone, in instructions, is no ratio and has a table of its own (`engine`).
 
 mod cluster;
+mod engine;
 mod probe;
 
 use crate::{vm, workspace};
@@ -14,6 +16,9 @@ use std::fs;
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// Leave out all other parts
+    #[arg(long, conflicts_with = "skip_vm")]
+    only: Option<Part>,
     /// Rounds; the median counts
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -28,6 +33,22 @@ pub struct Args {
     skip_vm: bool,
     #[command(flatten)]
     machine: vm::bench::MachineArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The engine alone: instructions and allocations of a request
+    Engine,
+    /// What needs no kernel device, on this machine
+    Host,
+    /// The virtual machine
+    Guest,
+}
+
+impl Args {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_none_or(|only| only == part) && !(part == Part::Guest && self.skip_vm)
+    }
 }
 
 /// One line of the table. The two series were measured in turn, in `unit`; more is better.
@@ -89,23 +110,37 @@ pub fn main(args: Args) -> Result<()> {
     if args.rounds == 0 || args.requests == 0 || args.size_mib < 64 {
         bail!("a bench needs --rounds and --requests of at least 1 and --size-mib of at least 64");
     }
+    if args.wants(Part::Engine) {
+        engine::main()?;
+    }
+    let mut rows = Vec::new();
+    if args.wants(Part::Host) {
+        rows = host(&args)?;
+    }
+    if args.wants(Part::Guest) {
+        // What was measured is shown also when the machine fails.
+        let machine = vm::bench::rows(&args.machine, false);
+        let failure = machine.map(|more| rows.extend(more)).err();
+        publish(&rows)?;
+        return failure.map_or(Ok(()), Err);
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    println!("NOT MEASURED: ublk against a pass-through, and against the kernel's DRBD: --skip-vm or --only");
+    publish(&rows)
+}
+
+fn host(args: &Args) -> Result<Vec<Row>> {
     let programs = workspace::build_programs("release")?;
     let dir = workspace::target().join("bench");
     // What an ended run left behind.
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let mut rows = requests(&args, &dir, &programs)?;
-    rows.push(resync(&args, &dir, &programs)?);
+    let mut rows = requests(args, &dir, &programs)?;
+    rows.push(resync(args, &dir, &programs)?);
     fs::remove_dir_all(&dir)?;
-    if args.skip_vm {
-        println!("NOT MEASURED: ublk against a pass-through, and against the kernel's DRBD: --skip-vm");
-        return publish(&rows);
-    }
-    // What was measured is shown also when the machine fails.
-    let machine = vm::bench::rows(&args.machine, false);
-    let failure = machine.map(|more| rows.extend(more)).err();
-    publish(&rows)?;
-    failure.map_or(Ok(()), Err)
+    Ok(rows)
 }
 
 /// The table, and the file: what this run measured, in place of what an earlier one did.

@@ -38,6 +38,9 @@ pub const END_TO_END: &[&str] = &[
 /// What the demo uses on a machine without ublk.
 pub const DEMO: &[&str] = &["libnbd-bin", "fuse3", "e2fsprogs", "mount", "util-linux"];
 
+/// What counts the engine's instructions.
+pub const ENGINE_BENCH: &[&str] = &["valgrind"];
+
 /// Makes sure that all of `names` are installed.
 pub fn ensure(names: &[&str]) -> Result<()> {
     let missing: Vec<&str> = names.iter().copied().filter(|name| !is_installed(name)).collect();

@@ -135,9 +135,26 @@ impl ActivityLog {
         wanted.clear();
         // One more than there are slots is enough to know that it cannot fit.
         wanted.extend(extents.into_iter().take(self.entries.len() + 1));
-        let answer = self.hold_all(&wanted);
+        let answer = match wanted[..] {
+            [only] if self.hold_hot(only) => Hold::Hot,
+            _ => self.hold_all(&wanted),
+        };
         self.scratch = wanted;
         answer
+    }
+
+    /// The usual case: one extent, and it is hot.
+    fn hold_hot(&mut self, extent: ExtentIndex) -> bool {
+        let Some(slot) = self.find(extent) else { return false };
+        let entry = &self.entries[usize::from(slot)];
+        if entry.state != State::Hot {
+            return false;
+        }
+        if entry.references == 0 {
+            self.unlink(slot);
+        }
+        self.entry(slot).references += 1;
+        true
     }
 
     fn hold_all(&mut self, wanted: &[ExtentIndex]) -> Hold {
@@ -213,6 +230,11 @@ impl ActivityLog {
             }
         }
         self.wants_slots && self.lru_len > before
+    }
+
+    /// Something waits for a transaction.
+    pub fn has_changes(&self) -> bool {
+        !self.queue.is_empty()
     }
 
     /// The next transaction, with as many waiting changes as fit. `None`: nothing waits, or one is on its way.

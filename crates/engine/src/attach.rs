@@ -244,8 +244,8 @@ impl Engine {
     /// Part of `settle`: takes detaching and failed disks on. Returns whether one got further.
     pub(crate) fn advance_detach(&mut self) -> bool {
         let mut progress = false;
-        for number in self.volume_numbers() {
-            let volume = self.volume(number);
+        for position in 0..self.volumes.len() {
+            let (number, volume) = self.volumes.at(position);
             match (volume.disk, volume.detach) {
                 (DiskState::Failed, _) if volume.ios == 0 => {
                     self.volume_mut(number).detach = None;

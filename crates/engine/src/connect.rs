@@ -159,6 +159,7 @@ impl Engine {
             device.disk_sent = None;
             device.sequence = 0;
         }
+        self.timer_is_set();
         self.send_data(id, None, Message::ConnectionFeatures(offer), None);
     }
 
@@ -408,6 +409,7 @@ impl Engine {
         let link = self.peer_mut(peer).link.as_mut().expect("a message came in on it");
         link.phase = Phase::Exchange { sent: false };
         link.deadline = Some(deadline);
+        self.timer_is_set();
         self.correct_protocol(peer);
         if self.speaks_84(peer) {
             // An 8.4 peer decides by what it hears, and asks nobody.

@@ -73,11 +73,15 @@ impl Engine {
 
     /// Lets in and on whatever can go now, oldest first.
     pub(crate) fn pump(&mut self, number: VolumeNumber) {
-        self.pump_log(number);
-        self.pump_ready(number);
-        self.pump_resync_writes(number);
+        if self.volume(number).has_queued() {
+            self.pump_log(number);
+            self.pump_ready(number);
+            self.pump_resync_writes(number);
+        }
         self.pump_parked(number);
-        self.pump_resync(number);
+        if !self.peers.is_empty() {
+            self.pump_resync(number);
+        }
     }
 
     fn pump_parked(&mut self, number: VolumeNumber) {

@@ -35,13 +35,15 @@ impl Engine {
         // With one peer there is nobody to tell.
         if self.is_primary() && self.peers.len() > 1 {
             let due = self.now;
+            self.timer_is_set();
             self.volume_mut(number).sweep = Some(Sweep { position: 0, again: Vec::new(), due });
         }
     }
 
     pub(crate) fn sweep_timers(&mut self) {
-        for number in self.volume_numbers() {
-            if self.volume(number).sweep.as_ref().is_some_and(|s| s.due <= self.now) {
+        for position in 0..self.volumes.len() {
+            let (number, volume) = self.volumes.at(position);
+            if volume.sweep.as_ref().is_some_and(|s| s.due <= self.now) {
                 self.sweep(number);
             }
         }

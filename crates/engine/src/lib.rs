@@ -41,12 +41,13 @@ mod serve;
 mod slab;
 mod state;
 mod status;
+mod table;
 mod timer;
 mod twophase;
 mod v84;
 mod volume;
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -57,30 +58,37 @@ use types::{IoError, IoId, LinkId, NodeId, NodeSet, PayloadId, Role, Time, Uuid,
 pub use api::*;
 use peer::Peer;
 use replica::PeerWrite;
-use request::{Flush, Read, Write};
+use request::{Flush, Leg, Read, Write};
 use resync::ResyncRequest;
 use role::RoleChange;
 use serve::Served;
 use slab::{Key, Slab};
 use state::Deferred;
+use table::Table;
 use twophase::TwoPhase;
 use volume::Volume;
 
 /// The resource on this node.
 pub struct Engine {
     me: NodeId,
+    /// The keys of `peers`.
+    peer_set: NodeSet,
     config: ResourceConfig,
     now: Time,
     rng: ChaCha12Rng,
     out: Vec<Effect>,
+    /// No timer is due before (see `timer`).
+    timers_from: Time,
     role: Role,
-    volumes: BTreeMap<VolumeNumber, Volume>,
-    peers: BTreeMap<NodeId, Peer>,
+    volumes: Table<VolumeNumber, Volume>,
+    peers: Table<NodeId, Peer>,
     ios: Slab<Io>,
 
     reads: Slab<Read>,
     flushes: Slab<Flush>,
     writes: Slab<Write>,
+    /// Of writes that are gone, for the next ones: as many as ever were open at once.
+    spare_legs: Vec<Vec<Leg>>,
     /// Submitted writes of the application, in order; they leave from the front.
     transfer_log: VecDeque<Key>,
     /// Sectors that this node has written as Primary: the position in its stream.
@@ -147,10 +155,12 @@ impl Engine {
         let peers = config.peers.iter().map(|(n, c)| (*n, Peer::new(*n, c.clone(), &config))).collect();
         Engine {
             me: config.node_id,
+            peer_set: config.peers.keys().copied().collect(),
             config,
             now: Time::ZERO,
             rng: ChaCha12Rng::from_seed(seed),
             out: Vec::new(),
+            timers_from: Time::ZERO,
             role: Role::Secondary,
             volumes,
             peers,
@@ -158,6 +168,7 @@ impl Engine {
             reads: Slab::new(),
             flushes: Slab::new(),
             writes: Slab::new(),
+            spare_legs: Vec::new(),
             transfer_log: VecDeque::new(),
             dagtag: 0,
             epoch: 0,
@@ -197,28 +208,51 @@ impl Engine {
 
     /// Runs everything that became possible, until nothing more does.
     fn settle(&mut self) {
-        loop {
-            // First what a durable superblock allows: a generation is announced before its first write is sent.
-            let mut progress = self.run_deferred();
-            for number in self.volume_numbers() {
+        while !self.is_at_rest() && self.advance() {}
+    }
+
+    /// Nothing is marked as possible: [`Self::advance`] would do nothing.
+    fn is_at_rest(&self) -> bool {
+        let volume = |v: &Volume| v.is_at_rest() && !v.is_changing();
+        let resource = !self.retire && self.deferred.is_empty() && !self.is_changing_as_a_whole();
+        resource && self.volumes.values().all(volume)
+    }
+
+    fn is_changing_as_a_whole(&self) -> bool {
+        self.role_change.is_some() || !self.twophase.is_quiet()
+    }
+
+    /// The resource or a volume is on its way to another state. Requests wait for none of this.
+    fn is_changing(&self) -> bool {
+        self.is_changing_as_a_whole() || self.volumes.values().any(Volume::is_changing)
+    }
+
+    /// Everything once. Returns whether it did anything.
+    fn advance(&mut self) -> bool {
+        // First what a durable superblock allows: a generation is announced before its first write is sent.
+        let mut progress = self.run_deferred();
+        for position in 0..self.volumes.len() {
+            let (number, volume) = self.volumes.at(position);
+            if volume.wants_metadata_written() {
                 progress |= self.kick_metadata(number);
-                if core::mem::take(&mut self.volume_mut(number).pump) {
-                    progress = true;
-                    self.pump(number);
-                }
             }
-            if core::mem::take(&mut self.retire) {
+            if self.volumes.at(position).1.pump {
+                self.volume_mut(number).pump = false;
                 progress = true;
-                self.retire();
+                self.pump(number);
             }
+        }
+        if core::mem::take(&mut self.retire) {
+            progress = true;
+            self.retire();
+        }
+        if self.is_changing() {
             progress |= self.advance_salvage();
             progress |= self.advance_role_change();
             progress |= self.advance_twophase();
             progress |= self.advance_detach();
-            if !progress {
-                return;
-            }
         }
+        progress
     }
 
     fn command(&mut self, id: CommandId, command: Command) {
@@ -303,12 +337,13 @@ impl Engine {
         self.emit(Effect::Reply { id, result: Err(refusal) });
     }
 
+    /// For what happens rarely: it allocates. The path of a request goes through `volumes` by position.
     fn volume_numbers(&self) -> Vec<VolumeNumber> {
         self.volumes.keys().copied().collect()
     }
 
-    fn peer_ids(&self) -> Vec<NodeId> {
-        self.peers.keys().copied().collect()
+    fn peer_ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        self.peer_set.iter()
     }
 
     /// The volume exists: the number came from this engine's own state or was looked up before.

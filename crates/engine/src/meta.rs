@@ -89,6 +89,10 @@ impl MetaWriter {
         self.ring_wanted = true;
         self.bitmap_wanted = true;
     }
+    /// Besides a superblock and the log's changes, which it does not know.
+    pub fn wants_something(&self) -> bool {
+        self.bitmap_wanted || self.ring_wanted || self.empty_log_wanted
+    }
     pub fn is_idle(&self) -> bool {
         matches!(self.step, Step::Idle)
     }

@@ -64,6 +64,7 @@ impl Engine {
         for (peer, config) in peers {
             self.change_peer(peer, config);
         }
+        self.timer_is_set();
         // What waited for the old bounds may go on, or fail instead of waiting.
         self.pump_all();
         self.retire = true;

@@ -11,7 +11,7 @@
 //! ```
 //! `Connecting` covers everything from "looking for the peer" to the end of the handshake ([`Phase`]).
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -27,6 +27,7 @@ use crate::exchange::Exchange;
 use crate::progress::Marks;
 use crate::resync::Resync;
 use crate::slab::Key;
+use crate::table::Table;
 
 pub(crate) struct Peer {
     pub id: NodeId,
@@ -39,7 +40,7 @@ pub(crate) struct Peer {
     pub discard_my_data: bool,
     /// We voted against this connection for good: why.
     pub refused: Option<String>,
-    pub volumes: BTreeMap<VolumeNumber, PeerDevice>,
+    pub volumes: Table<VolumeNumber, PeerDevice>,
 
     // Our writes towards it.
     pub open_epoch: Option<OpenEpoch>,
@@ -335,6 +336,7 @@ impl Engine {
         }
         link.pings_answered += 1;
         let answered = link.pings_answered;
+        self.timer_is_set();
         self.resync_ping_acked(peer, answered);
     }
 
@@ -448,8 +450,9 @@ impl Engine {
     /// Writes left the transfer log: answers the FLUSH_REQUESTS that waited for them. `settled`: our stream up to
     /// this position is.
     pub(crate) fn answer_flush_requests(&mut self, settled: u64) {
-        for peer in self.peer_ids() {
-            let Some((sequence, position)) = self.peer(peer).flush_asked else { continue };
+        for at in 0..self.peers.len() {
+            let (peer, entry) = self.peers.at(at);
+            let Some((sequence, position)) = entry.flush_asked else { continue };
             if position > settled {
                 continue;
             }

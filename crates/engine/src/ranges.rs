@@ -3,8 +3,11 @@
 //! Rules (RG-1) no two active ranges overlap, whatever their kinds; (RG-2) whoever overlaps an earlier waiter waits
 //! too, so overlapping ranges become active in the order they came; (RG-3) a waiter becomes active in the very call
 //! that removed the last thing before it.
+//!
+//! Active ranges lie sorted in one piece of memory: a search and a move of some entries, where a tree would allocate.
+//! With the deepest queue (`io_depth_max`, 8000) an insertion moves 160 KiB at most, with 32 requests about half a KiB.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use types::ByteRange;
@@ -29,13 +32,12 @@ struct Entry {
     kind: RangeKind,
 }
 
-/// Active ranges sorted by start, waiters in order of arrival. Bounded by what the caller admits.
+/// Bounded by what the caller admits.
 #[derive(Debug, Default)]
 pub struct RangeSet {
-    active: BTreeMap<(u64, RangeId), Entry>,
-    starts: BTreeMap<RangeId, u64>,
-    /// No active range is longer; how far left of a range a search begins. Bytes.
-    len_max: u64,
+    /// By start, then id. None overlap (RG-1), so their ends ascend too, but for empty ones.
+    active: Vec<Entry>,
+    /// In order of arrival.
     waiters: VecDeque<Entry>,
 }
 
@@ -84,29 +86,29 @@ impl RangeSet {
 
     /// [`Self::insert`] or [`Self::wait`]; returns whether the range is active now.
     pub fn insert_or_wait(&mut self, id: RangeId, range: ByteRange, kind: RangeKind) -> bool {
+        self.assert_new(id);
         let free = !self.conflicts(range);
         if free {
-            self.insert(id, range, kind)
+            self.activate(Entry { id, range, kind });
         } else {
-            self.wait(id, range, kind)
+            self.waiters.push_back(Entry { id, range, kind });
         }
         free
     }
 
-    /// Takes out an active or a waiting range. Returns the waiters that are active from now on, in order of arrival.
-    pub fn remove(&mut self, id: RangeId) -> Vec<RangeId> {
-        let removed = match self.starts.remove(&id) {
-            Some(start) => self.active.remove(&(start, id)).expect("both maps hold the same ranges").range,
-            None => {
+    /// Takes out an active or a waiting range, which the caller says again. Returns the waiters that are active from
+    /// now on, in order of arrival.
+    pub fn remove(&mut self, id: RangeId, range: ByteRange) -> Vec<RangeId> {
+        let removed = match self.position(id, range) {
+            Ok(at) => self.active.remove(at).range,
+            Err(_) => {
                 let Some(at) = self.waiters.iter().position(|w| w.id == id) else {
                     panic!("range {id} was removed and is neither active nor waiting")
                 };
                 self.waiters.remove(at).expect("found just now").range
             }
         };
-        if self.active.is_empty() {
-            self.len_max = 0;
-        }
+        assert_eq!(removed, range, "range {id} was removed as another one");
         self.wake(removed)
     }
 
@@ -131,20 +133,29 @@ impl RangeSet {
     }
 
     fn activate(&mut self, entry: Entry) {
-        self.len_max = self.len_max.max(entry.range.len());
-        self.starts.insert(entry.id, entry.range.start());
-        self.active.insert((entry.range.start(), entry.id), entry);
+        match self.position(entry.id, entry.range) {
+            Ok(_) => panic!("range {} is active already", entry.id),
+            Err(at) => self.active.insert(at, entry),
+        }
     }
 
+    /// Where an active range is, or would be.
+    fn position(&self, id: RangeId, range: ByteRange) -> Result<usize, usize> {
+        self.active.binary_search_by(|e| (e.range.start(), e.id).cmp(&(range.start(), id)))
+    }
+
+    /// The lowest that overlaps: the last one that begins before `range`, or one of those that begin in it.
     fn active_conflict(&self, range: ByteRange) -> Option<&Entry> {
-        let from = (range.start().saturating_sub(self.len_max), 0);
-        let to = (range.end(), 0);
-        self.active.range(from..to).map(|(_, e)| e).find(|e| overlaps(e.range, range))
+        let at = self.active.partition_point(|e| e.range.start() < range.start());
+        let before = self.active[..at].iter().rev().find(|e| !e.range.is_empty());
+        let inside = self.active[at..].iter().take_while(|e| e.range.start() < range.end());
+        before.into_iter().chain(inside).find(|e| overlaps(e.range, range))
     }
 
     fn assert_new(&self, id: RangeId) {
-        let known = self.starts.contains_key(&id) || self.waiters.iter().any(|w| w.id == id);
-        assert!(!known, "range {id} is active or waits already");
+        let known = |mut entries: core::slice::Iter<'_, Entry>| entries.any(|e| e.id == id);
+        debug_assert!(!known(self.active.iter()), "range {id} is active already");
+        assert!(!self.waiters.iter().any(|w| w.id == id), "range {id} waits already");
     }
 }
 

@@ -12,12 +12,12 @@ fn a_waiter_goes_when_what_is_before_it_is_gone() {
     set.insert(2, range(10, 10), RangeKind::Resync);
     assert_eq!(set.first_conflict(range(9, 2)), Some((1, RangeKind::Application)));
     assert!(!set.insert_or_wait(3, range(5, 10), RangeKind::Peer));
-    assert_eq!(set.remove(1), []);
+    assert_eq!(set.remove(1, range(0, 10)), []);
     // Free of active ranges, but behind waiter 3.
     assert!(!set.insert_or_wait(4, range(0, 6), RangeKind::Peer));
-    assert_eq!(set.remove(2), [3]);
-    assert_eq!(set.remove(3), [4]);
-    assert_eq!(set.remove(4), []);
+    assert_eq!(set.remove(2, range(10, 10)), [3]);
+    assert_eq!(set.remove(3, range(5, 10)), [4]);
+    assert_eq!(set.remove(4, range(0, 6)), []);
     assert!(set.is_empty());
 }
 
@@ -27,7 +27,7 @@ fn a_waiter_that_gives_up_lets_those_behind_it_go() {
     set.insert(1, range(0, 10), RangeKind::Application);
     set.wait(2, range(0, 20), RangeKind::Application);
     set.wait(3, range(15, 2), RangeKind::Application);
-    assert_eq!(set.remove(2), [3]);
+    assert_eq!(set.remove(2, range(0, 20)), [3]);
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn an_empty_range_conflicts_with_nothing() {
     set.insert(1, range(0, 10), RangeKind::Application);
     set.insert(2, range(5, 0), RangeKind::Application);
     assert!(!set.conflicts(range(5, 0)));
-    assert!(set.remove(1).is_empty() && set.remove(2).is_empty());
+    assert!(set.remove(1, range(0, 10)).is_empty() && set.remove(2, range(5, 0)).is_empty());
 }
 
 #[test]
@@ -68,12 +68,17 @@ fn it_does_what_the_model_says() {
                 model.push((id, wanted));
                 assert_eq!(went, active(&model).contains(&id), "seed {seed}");
             } else if !model.is_empty() {
-                let gone = model.remove(random.below(model.len() as u64) as usize).0;
+                let (gone, at) = model.remove(random.below(model.len() as u64) as usize);
                 let expected: Vec<RangeId> = active(&model).into_iter().filter(|id| !before.contains(id)).collect();
                 woken += expected.len();
-                assert_eq!(set.remove(gone), expected, "seed {seed}");
+                assert_eq!(set.remove(gone, at), expected, "seed {seed}");
             }
-            assert_eq!(set.starts.keys().copied().collect::<Vec<_>>(), active(&model), "seed {seed}");
+            let mut ids: Vec<RangeId> = set.active.iter().map(|e| e.id).collect();
+            ids.sort_unstable();
+            assert_eq!(ids, active(&model), "seed {seed}");
+            let asked = range(random.below(100), random.below(12));
+            let lowest = set.active.iter().find(|e| overlaps(e.range, asked)).map(|e| e.id);
+            assert_eq!(set.active_conflict(asked).map(|e| e.id), lowest, "seed {seed}");
         }
     }
     assert!(woken > 300, "{woken}");

@@ -203,7 +203,7 @@ impl Engine {
         write.stage = Stage::Done { ok };
         let (peer, number, range, block_id) = (write.peer, write.volume, write.range, write.block_id);
         let (flags, epoch, orphan, link) = (write.flags, write.epoch, write.orphan, write.link);
-        self.give_range_back(number, RangeOwner::PeerWrite(key));
+        self.give_range_back(number, RangeOwner::PeerWrite(key), range);
         if let Some(has_it) = orphan {
             return self.forget_peer_write(key, has_it);
         }
@@ -255,22 +255,22 @@ impl Engine {
     /// Flushes every volume that has a volatile cache; with none, what is on the disks is stable as it is.
     fn flush_volumes(&mut self, peer: NodeId) {
         let link = self.peer(peer).link_id().expect("epochs live as long as the link");
-        let volumes: Vec<VolumeNumber> = self
-            .volumes
-            .values()
-            .filter(|v| v.is_writable() && v.backing.as_ref().is_some_and(|b| b.limits.volatile_cache))
-            .map(|v| v.number)
-            .collect();
+        let mut flushes = self.volumes.values().filter(|v| v.may_lose_writes()).count() as u32;
+        if planted(Bug::EpochNotFlushed) {
+            flushes = 0;
+        }
         let entry = self.peer_mut(peer);
         entry.flush_failed = false;
-        entry.epoch_flushes = volumes.len() as u32;
+        entry.epoch_flushes = flushes;
         entry.epoch_flushing = entry.epoch_due.take();
-        if volumes.is_empty() || planted(Bug::EpochNotFlushed) {
-            self.peer_mut(peer).epoch_flushes = 0;
+        if flushes == 0 {
             return self.epoch_flushed(peer);
         }
-        for number in volumes {
-            self.flush_data(number, IoKind::EpochFlush { peer, link });
+        for position in 0..self.volumes.len() {
+            let (number, volume) = self.volumes.at(position);
+            if volume.may_lose_writes() {
+                self.flush_data(number, IoKind::EpochFlush { peer, link });
+            }
         }
     }
 
@@ -317,8 +317,9 @@ impl Engine {
         let message = Message::BarrierAck { barrier: flushed.barrier, set_size: flushed.set_size };
         self.send(peer, wire::Socket::Control, None, message);
         self.settle_epoch_84(peer, epoch);
-        let held = core::mem::take(&mut self.peer_mut(peer).held);
-        for key in held {
+        // Each once: what has to wait goes to the back and keeps its order.
+        for _ in 0..self.peer(peer).held.len() {
+            let Some(key) = self.peer_mut(peer).held.pop_front() else { break };
             let Some(write) = self.peer_writes.get(key) else { continue };
             let (number, epoch) = (write.volume, write.epoch);
             if epoch == flushed.submit {
@@ -410,6 +411,7 @@ impl Engine {
             let number = self.peer_writes.get(key).expect("unacked names writes that exist").volume;
             self.salvage(number);
             let write = self.peer_writes.get_mut(key).expect("unacked names writes that exist");
+            let range = write.range;
             match write.stage {
                 Stage::Submitted => write.orphan = Some(covered[&number]),
                 Stage::Waiting
@@ -420,7 +422,7 @@ impl Engine {
                 Stage::Done { .. } => self.forget_peer_write(key, covered[&number]),
                 Stage::Waiting => {
                     self.leave_queues(number, Writer::Peer(key));
-                    self.give_range_back(number, RangeOwner::PeerWrite(key));
+                    self.give_range_back(number, RangeOwner::PeerWrite(key), range);
                     self.forget_peer_write(key, covered[&number]);
                 }
             }
@@ -439,9 +441,12 @@ impl Engine {
     /// Part of `settle`: rule EP-5. Returns whether it did anything.
     pub(crate) fn advance_salvage(&mut self) -> bool {
         let mut progress = false;
-        for number in self.volume_numbers() {
-            let open = self.peer_writes.iter().any(|(_, w)| w.volume == number && w.orphan.is_some());
-            if self.volume(number).salvage != Salvage::Due || open {
+        for position in 0..self.volumes.len() {
+            let (number, volume) = self.volumes.at(position);
+            if volume.salvage != Salvage::Due {
+                continue;
+            }
+            if self.peer_writes.iter().any(|(_, w)| w.volume == number && w.orphan.is_some()) {
                 continue;
             }
             progress = true;

@@ -216,8 +216,10 @@ impl Engine {
         self.dagtag += range.sectors();
         let (end, epoch, now) = (self.dagtag, self.epoch, self.now);
 
-        let legs: Vec<Leg> =
-            self.peer_ids().into_iter().filter_map(|peer| self.start_leg(peer, key, start..end)).collect();
+        let mut legs = self.spare_legs.pop().unwrap_or_default();
+        for peer in self.peer_ids() {
+            legs.extend(self.start_leg(peer, key, start..end));
+        }
         let writable = self.volume(number).is_writable();
         let write = self.writes.get_mut(key).expect("looked it up above");
         write.legs = legs;
@@ -495,8 +497,12 @@ impl Engine {
                 break;
             }
             self.transfer_log.pop_front();
-            let write = self.writes.remove(key).expect("looked at it just now");
+            let mut write = self.writes.remove(key).expect("looked at it just now");
             self.settle_bits(&write);
+            write.legs.clear();
+            if write.legs.capacity() > 0 {
+                self.spare_legs.push(write.legs);
+            }
         }
         let settled = match self.transfer_log.front().and_then(|key| self.writes.get(*key)) {
             Some(oldest) => oldest.dagtag - 1,
@@ -524,10 +530,10 @@ impl Engine {
             Some(result) => result,
             None => return self.close_epoch_of(write.epoch),
         };
-        let (request, epoch) = (write.request, write.epoch);
+        let (request, range, epoch) = (write.request, write.range, write.epoch);
         self.writes.get_mut(key).expect("looked at it just now").completed = true;
         self.emit(Effect::Complete { request, result });
-        self.give_range_back(number, RangeOwner::Application(key));
+        self.give_range_back(number, RangeOwner::Application(key), range);
         // What comes after this completion may depend on it: it belongs to a later epoch.
         self.close_epoch_of(epoch);
         self.volume_mut(number).pump = true;
@@ -654,6 +660,9 @@ impl Engine {
     }
 
     fn complete_flushes(&mut self) {
+        if self.flushes.is_empty() {
+            return;
+        }
         let keys: Vec<Key> = self.flushes.iter().map(|(key, _)| key).collect();
         for key in keys {
             let flush = self.flushes.get(key).expect("listed above");
@@ -783,8 +792,9 @@ impl Engine {
         self.volume_mut(number).ranges.insert_or_wait(owner.id(), range, owner.kind())
     }
 
-    pub(crate) fn give_range_back(&mut self, number: VolumeNumber, owner: RangeOwner) {
-        let granted = self.volume_mut(number).ranges.remove(owner.id());
+    /// `range`: as it was taken.
+    pub(crate) fn give_range_back(&mut self, number: VolumeNumber, owner: RangeOwner, range: ByteRange) {
+        let granted = self.volume_mut(number).ranges.remove(owner.id(), range);
         for id in granted {
             match RangeOwner::of_id(id) {
                 RangeOwner::Application(key) => self.range_granted(number, Writer::Application(key)),

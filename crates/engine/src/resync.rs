@@ -133,6 +133,7 @@ impl Engine {
             not_before: now,
         };
         self.device_mut(peer, number).resync = Some(resync);
+        self.timer_is_set();
         self.set_replication(peer, number, ReplicationState::SyncTarget, reason);
         self.set_disk_untold(number, DiskState::Inconsistent, "sync target");
         self.tell_state(number);
@@ -206,7 +207,12 @@ impl Engine {
     // ------------------------------------------------------------------ target: requests
 
     pub(crate) fn pump_resync(&mut self, number: VolumeNumber) {
-        for peer in self.peer_ids() {
+        for position in 0..self.peers.len() {
+            let (peer, entry) = self.peers.at(position);
+            let device = &entry.volumes[&number];
+            if !device.is_syncing() && device.resync.is_none() {
+                continue;
+            }
             self.update_pause(peer, number);
             if self.peer(peer).volumes[&number].replication == ReplicationState::SyncTarget {
                 self.make_requests(peer, number);
@@ -413,7 +419,7 @@ impl Engine {
     ) {
         let request = self.resync_requests.get(key).expect("it stays while its write is on its way");
         let (range, orphan) = (request.range, request.orphan);
-        self.give_range_back(number, RangeOwner::Resync(key));
+        self.give_range_back(number, RangeOwner::Resync(key), range);
         self.resync_requests.get_mut(key).expect("looked at it just now").ranged = false;
         if orphan {
             return self.end_request(key, false);
@@ -519,7 +525,7 @@ impl Engine {
         let Some(request) = self.resync_requests.remove(key) else { return };
         self.release(request.payload);
         if request.ranged {
-            self.give_range_back(request.volume, RangeOwner::Resync(key));
+            self.give_range_back(request.volume, RangeOwner::Resync(key), request.range);
         }
         if request.orphan {
             return;
@@ -781,8 +787,9 @@ impl Engine {
             }
             // Its answer is still on the way: it waits for that, without its range.
             if answers_come && request.payload.is_none() && !request.writing {
+                let range = request.range;
                 if core::mem::take(&mut request.ranged) {
-                    self.give_range_back(number, RangeOwner::Resync(key));
+                    self.give_range_back(number, RangeOwner::Resync(key), range);
                 }
                 continue;
             }

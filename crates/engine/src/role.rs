@@ -102,7 +102,7 @@ impl Engine {
                 next_step: "demote that node first: one Primary at a time",
             });
         }
-        for (number, volume) in &self.volumes {
+        for (number, volume) in self.volumes.iter() {
             let force = force || planted(Bug::OutdatedPromoted);
             let usable = if force { volume.disk >= DiskState::Inconsistent } else { false };
             if !self.has_data(*number) && !usable {
@@ -396,7 +396,7 @@ impl Engine {
 
     /// No request of the application is anywhere but at the door, where it will fail.
     fn is_stream_empty(&self) -> bool {
-        self.writes.len() == 0 && self.reads.len() == 0 && self.flushes.len() == 0
+        self.writes.is_empty() && self.reads.is_empty() && self.flushes.is_empty()
     }
 
     pub(crate) fn demotion_committed(&mut self, command: Option<CommandId>) {

@@ -119,7 +119,7 @@ impl Engine {
 
     fn serve_failed(&mut self, key: Key) {
         let served = self.served.remove(key).expect("the caller holds it");
-        self.give_range_back(served.volume, RangeOwner::Serve(key));
+        self.give_range_back(served.volume, RangeOwner::Serve(key), served.range);
         if !served.orphan {
             let message = if served.kind == ServedKind::Read { Message::NegDataReply } else { Message::NegRsDataReply };
             self.send_ack(served.peer, served.volume, served.range, served.block_id, message);
@@ -152,7 +152,7 @@ impl Engine {
             }
         }
         self.release(payload);
-        self.give_range_back(number, RangeOwner::Serve(key));
+        self.give_range_back(number, RangeOwner::Serve(key), range);
     }
 
     /// The target has a block on stable storage, or could not write it.
@@ -229,10 +229,10 @@ impl Engine {
             // A range that was given back may have let the next one go on, or end.
             let Some(served) = self.served.get(key).filter(|served| !served.reading) else { continue };
             let answered = served.kind == ServedKind::Answered;
-            let number = served.volume;
+            let (number, range) = (served.volume, served.range);
             self.served.remove(key);
             if !answered {
-                self.give_range_back(number, RangeOwner::Serve(key));
+                self.give_range_back(number, RangeOwner::Serve(key), range);
             }
         }
     }

@@ -6,31 +6,45 @@ use alloc::vec::Vec;
 /// Index in the low half, generation in the high half. Never zero.
 pub(crate) type Key = u64;
 
+/// End of the list of free entries.
+const NONE: u32 = u32::MAX;
+
 pub(crate) struct Slab<T> {
     entries: Vec<Entry<T>>,
-    free: Vec<u32>,
+    len: usize,
+    /// The entry that became free last; each free one names the one before it.
+    free: u32,
 }
 
 struct Entry<T> {
     generation: u32,
+    /// While free.
+    next: u32,
     value: Option<T>,
 }
 
 impl<T> Slab<T> {
     pub fn new() -> Slab<T> {
-        Slab { entries: Vec::new(), free: Vec::new() }
+        Slab { entries: Vec::new(), len: 0, free: NONE }
     }
 
     pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     pub fn insert(&mut self, value: T) -> Key {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.entries.push(Entry { generation: 0, value: None });
-            (self.entries.len() - 1) as u32
-        });
+        self.len += 1;
+        if self.free == NONE {
+            self.free = self.entries.len() as u32;
+            self.entries.push(Entry { generation: 0, next: NONE, value: None });
+        }
+        let index = self.free;
         let entry = &mut self.entries[index as usize];
+        self.free = entry.next;
         entry.generation += 1;
         entry.value = Some(value);
         (u64::from(entry.generation) << 32) | u64::from(index)
@@ -53,21 +67,29 @@ impl<T> Slab<T> {
     }
 
     pub fn remove(&mut self, key: Key) -> Option<T> {
-        self.entry(key)?;
-        let value = self.entries[key as u32 as usize].value.take()?;
-        self.free.push(key as u32);
+        let index = key as u32;
+        let entry = self.entries.get_mut(index as usize).filter(|e| e.generation == (key >> 32) as u32)?;
+        let value = entry.value.take()?;
+        entry.next = core::mem::replace(&mut self.free, index);
+        self.len -= 1;
         Some(value)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.entries.iter().enumerate().filter_map(|(i, e)| {
+        self.used().iter().enumerate().filter_map(|(i, e)| {
             let value = e.value.as_ref()?;
             Some(((u64::from(e.generation) << 32) | i as u64, value))
         })
     }
 
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.entries.iter_mut().filter_map(|e| e.value.as_mut())
+        let used = if self.is_empty() { 0 } else { self.entries.len() };
+        self.entries[..used].iter_mut().filter_map(|e| e.value.as_mut())
+    }
+
+    /// Nobody has to look at places where once was something.
+    fn used(&self) -> &[Entry<T>] {
+        if self.is_empty() { &[] } else { &self.entries }
     }
 }
 
@@ -86,5 +108,16 @@ mod tests {
         assert_eq!(slab.remove(a), None);
         assert_eq!(slab.get(b), Some(&'b'));
         assert_eq!(slab.len(), 1);
+    }
+
+    #[test]
+    fn places_are_used_again_the_last_one_first() {
+        let mut slab = Slab::new();
+        let keys: Vec<Key> = (0..4).map(|n| slab.insert(n)).collect();
+        assert_eq!(keys.iter().map(|key| slab.remove(*key)).collect::<Option<Vec<i32>>>(), Some([0, 1, 2, 3].into()));
+        assert!(slab.is_empty() && slab.iter().next().is_none());
+        let places: Vec<u32> = (4..9).map(|n| slab.insert(n) as u32).collect();
+        assert_eq!(places, [3, 2, 1, 0, 4]);
+        assert_eq!(slab.iter().map(|(_, n)| *n).collect::<Vec<i32>>(), [7, 6, 5, 4, 8]);
     }
 }

@@ -85,6 +85,7 @@ impl Engine {
     pub(crate) fn set_connection(&mut self, peer: NodeId, to: ConnectionState, reason: &str) {
         let from = core::mem::replace(&mut self.peer_mut(peer).connection, to);
         if from != to {
+            self.timer_is_set();
             self.event(Event::Connection { peer, from, to, reason: reason.to_string() });
         }
     }
@@ -145,16 +146,8 @@ impl Engine {
             || self.peers.values().any(|p| p.role == Role::Primary)
             || self.volume(number).writes_open > 0;
         let primary = self.role == Role::Primary;
-        let peers: Vec<_> = self
-            .peers
-            .values()
-            .filter_map(|p| {
-                let device = p.volumes.get(&number)?;
-                Some((p.id, p.is_connected(), device.replication, device.disk))
-            })
-            .collect();
         let unlogged = self.only_the_primary_logs(number);
-        let volume = self.volume_mut(number);
+        let volume = self.volumes.get_mut(&number).expect("the volume was looked up before");
         let (disk, crashed) = (volume.disk, volume.crashed_primary);
         let Some(backing) = &mut volume.backing else { return };
         let before = (backing.superblock.flags, backing.superblock.peers.map(|p| p.flags));
@@ -174,13 +167,15 @@ impl Engine {
             }
             flags.set(DeviceFlags::AL_DISABLED, unlogged);
         }
-        for (peer, connected, replication, peer_disk) in peers {
-            let record = &mut backing.superblock.peers[peer.index()];
+        for peer in self.peers.values() {
+            let Some(device) = peer.volumes.get(&number) else { continue };
+            let record = &mut backing.superblock.peers[peer.id.index()];
             if record.slot.is_none() {
                 continue;
             }
-            record.flags.set(PeerFlags::CONNECTED, replication >= ReplicationState::Established);
-            if connected {
+            let peer_disk = device.disk;
+            record.flags.set(PeerFlags::CONNECTED, device.replication >= ReplicationState::Established);
+            if peer.is_connected() {
                 let known = peer_disk != DiskState::DUnknown;
                 let outdated = known && peer_disk <= DiskState::Outdated && peer_disk >= DiskState::Inconsistent;
                 record.flags.set(PeerFlags::OUTDATED, outdated);

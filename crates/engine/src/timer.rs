@@ -6,82 +6,125 @@ use types::{ConnectionState, NodeId, Time};
 
 use crate::Engine;
 use crate::connect::{End, Phase};
+use crate::peer::Peer;
+use crate::resync::Resync;
 
 /// How long changed bitmap pages wait for more. Source: docs/ondisk.md "Bitmap", as DRBD does in a resync.
 const BITMAP_DELAY: Duration = Duration::from_secs(2);
 
+/// Later than any deadline.
+const NEVER: Time = Time(u64::MAX);
+
 impl Engine {
     /// When the next `Tick` is due. `None`: nothing waits for time.
     pub fn next_deadline(&self) -> Option<Time> {
-        let mut next = self.twophase.deadline();
-        let mut consider = |at: Option<Time>| {
-            if let Some(at) = at {
-                next = Some(next.map_or(at, |n| n.min(at)));
-            }
-        };
+        let mut next = self.twophase.deadline().unwrap_or(NEVER);
         for volume in self.volumes.values() {
-            consider(volume.bitmap_due);
-            consider(volume.sweep.as_ref().map(|s| s.due));
+            next = next.min(volume.bitmap_due.unwrap_or(NEVER));
+            next = next.min(volume.sweep.as_ref().map_or(NEVER, |s| s.due));
         }
         for peer in self.peers.values() {
-            consider(self.link_deadline(peer.id));
-            consider(peer.peer_ack.map(|p| p.since + self.config.peer_ack_delay));
-            let rate = u64::from(peer.config.resync.max_rate_kib) * 1024;
+            next = next.min(self.link_deadline(peer)).min(self.peer_ack_deadline(peer));
             for device in peer.volumes.values() {
-                consider(device.resync.as_ref().and_then(|r| r.wake_at(rate)).filter(|at| *at > self.now));
+                if let Some(resync) = &device.resync {
+                    next = next.min(wake_at(resync, peer).filter(|at| *at > self.now).unwrap_or(NEVER));
+                }
             }
         }
-        next
+        (next < NEVER).then_some(next)
     }
 
-    fn link_deadline(&self, peer: NodeId) -> Option<Time> {
-        let entry = self.peer(peer);
-        let link = entry.link.as_ref()?;
+    fn peer_ack_deadline(&self, peer: &Peer) -> Time {
+        peer.peer_ack.map_or(NEVER, |p| p.since + self.config.peer_ack_delay)
+    }
+
+    fn link_deadline(&self, peer: &Peer) -> Time {
+        let Some(link) = &peer.link else { return NEVER };
         let ping = match link.pings.front() {
-            Some(sent) => Some(*sent + self.ping_patience(peer)),
-            None if matches!(link.phase, Phase::Connected) => Some(link.heard + entry.config.ping_int),
-            None => None,
+            Some(sent) => *sent + ping_patience(peer),
+            None if matches!(link.phase, Phase::Connected) => link.heard + peer.config.ping_int,
+            None => NEVER,
         };
-        [link.deadline, ping, self.ko_deadline(peer)].into_iter().flatten().min()
-    }
-
-    /// A handshake does more than answer pings.
-    fn ping_patience(&self, peer: NodeId) -> Duration {
-        let entry = self.peer(peer);
-        if entry.is_connected() { entry.config.ping_timeout } else { entry.config.ping_timeout * 4 }
+        link.deadline.unwrap_or(NEVER).min(ping).min(self.ko_deadline(peer))
     }
 
     /// When the oldest unanswered write or barrier is older than the peer may take.
-    fn ko_deadline(&self, peer: NodeId) -> Option<Time> {
-        let entry = self.peer(peer);
-        if entry.config.ko_count == 0 {
-            return None;
+    fn ko_deadline(&self, peer: &Peer) -> Time {
+        let write = self.oldest_waiting(peer.id);
+        let barrier = peer.closed_epochs.front().map(|e| e.sent);
+        match (write.or(barrier), ko_patience(peer)) {
+            (Some(at), Some(patience)) => barrier.map_or(at, |barrier| at.min(barrier)) + patience,
+            _ => NEVER,
         }
-        let patience = entry.config.timeout * entry.config.ko_count;
-        let write = self
-            .transfer_log
-            .iter()
-            .filter_map(|key| self.writes.get(*key))
-            .find(|w| w.legs.iter().any(|l| l.peer == peer && l.is_waiting()))
-            .map(|w| w.submitted);
-        let barrier = entry.closed_epochs.front().map(|e| e.sent);
-        [write, barrier].into_iter().flatten().min().map(|at| at + patience)
     }
 
+    /// When the oldest write was submitted that `peer` has not answered.
+    fn oldest_waiting(&self, peer: NodeId) -> Option<Time> {
+        for key in &self.transfer_log {
+            if let Some(write) = self.writes.get(*key)
+                && write.legs.iter().any(|l| l.peer == peer && l.is_waiting())
+            {
+                return Some(write.submitted);
+            }
+        }
+        None
+    }
+
+    /// Whoever sets a timer says so, unless it is one of those that [`Self::timers_quiet_until`] knows to come.
+    pub(crate) fn timer_is_set(&mut self) {
+        self.timers_from = Time::ZERO;
+    }
+
+    /// After every input: what was due until now.
     pub(crate) fn run_timers(&mut self) {
+        if self.now < self.timers_from {
+            self.bitmap_timers();
+            debug_assert!(!self.is_timer_due(), "a timer is due that nobody said was set");
+            return;
+        }
+        self.run_due_timers();
+        self.timers_from = self.timers_quiet_until();
+    }
+
+    fn is_timer_due(&self) -> bool {
+        let due = |peer: &Peer| self.link_deadline(peer).min(self.peer_ack_deadline(peer)) <= self.now;
+        let resync = |peer: &Peer| peer.volumes.values().any(|device| device.resync.is_some());
+        self.peers.values().any(|peer| due(peer) || resync(peer))
+            || self.volumes.values().any(|volume| volume.sweep.as_ref().is_some_and(|s| s.due <= self.now))
+            || self.twophase.open_deadline().is_some_and(|at| at <= self.now)
+    }
+
+    /// Until when no timer can be due: none that runs now, and none that a request, an acknowledgement or a ping
+    /// starts from now on without a word. The pace of a resync changes with every block: it is looked at each time.
+    fn timers_quiet_until(&self) -> Time {
+        let mut soonest = self.config.peer_ack_delay;
+        for peer in self.peers.values() {
+            if peer.volumes.values().any(|device| device.resync.is_some()) {
+                return Time::ZERO;
+            }
+            soonest = soonest.min(peer.config.ping_timeout).min(ko_patience(peer).unwrap_or(Duration::MAX));
+        }
+        let new = self.now + soonest;
+        self.next_deadline().map_or(new, |at| at.min(new))
+    }
+
+    fn run_due_timers(&mut self) {
         let now = self.now;
         self.twophase_timers();
         self.bitmap_timers();
         self.sweep_timers();
         for peer in self.peer_ids() {
-            if self.peer(peer).peer_ack.is_some_and(|p| p.since + self.config.peer_ack_delay <= now) {
+            if self.peer_ack_deadline(self.peer(peer)) <= now {
                 self.send_peer_ack(peer);
             }
-            self.link_timers(peer);
-            let rate = u64::from(self.peer(peer).config.resync.max_rate_kib) * 1024;
-            for number in self.volume_numbers() {
-                let resync = self.peer(peer).volumes[&number].resync.as_ref();
-                if resync.and_then(|r| r.wake_at(rate)).is_some_and(|at| at <= now) {
+            if self.link_deadline(self.peer(peer)) <= now {
+                self.link_timers(peer);
+            }
+            for position in 0..self.volumes.len() {
+                let entry = self.peer(peer);
+                let (number, device) = entry.volumes.at(position);
+                let wake = device.resync.as_ref().and_then(|resync| wake_at(resync, entry));
+                if wake.is_some_and(|at| at <= now) {
                     self.volume_mut(number).pump = true;
                 }
             }
@@ -109,7 +152,7 @@ impl Engine {
 
     fn link_timers(&mut self, peer: NodeId) {
         let now = self.now;
-        let patience = self.ping_patience(peer);
+        let patience = ping_patience(self.peer(peer));
         let ping_int = self.peer(peer).config.ping_int;
         let Some(link) = self.peer_mut(peer).link.as_mut() else { return };
         if link.deadline.is_some_and(|at| at <= now) {
@@ -135,10 +178,24 @@ impl Engine {
             }
             _ => {}
         }
-        if self.ko_deadline(peer).is_some_and(|at| at <= now) {
+        if self.ko_deadline(self.peer(peer)) <= now {
             let end = End::Retry(Duration::ZERO);
             let text = "a write or barrier is not answered within timeout x ko-count";
             self.end_connection(peer, end, ConnectionState::Timeout, text);
         }
     }
+}
+
+/// A handshake does more than answer pings.
+fn ping_patience(peer: &Peer) -> Duration {
+    if peer.is_connected() { peer.config.ping_timeout } else { peer.config.ping_timeout * 4 }
+}
+
+/// How long a write or a barrier may be without an answer. `None`: for ever.
+fn ko_patience(peer: &Peer) -> Option<Duration> {
+    (peer.config.ko_count > 0).then(|| peer.config.timeout * peer.config.ko_count)
+}
+
+fn wake_at(resync: &Resync, peer: &Peer) -> Option<Time> {
+    resync.wake_at(u64::from(peer.config.resync.max_rate_kib) * 1024)
 }

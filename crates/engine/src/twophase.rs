@@ -171,12 +171,25 @@ impl TwoPhase {
         TwoPhase { wanted: VecDeque::new(), own: None, foreign: None }
     }
 
+    /// No change is open or wanted.
+    pub fn is_quiet(&self) -> bool {
+        self.own.is_none() && self.foreign.is_none() && self.wanted.is_empty()
+    }
+
     pub fn deadline(&self) -> Option<Time> {
-        let own = self.own.as_ref().map(|o| o.deadline);
-        let foreign = self.foreign.as_ref().map(|f| f.deadline);
+        if self.is_quiet() {
+            return None;
+        }
         let idle = self.own.is_none() && self.foreign.is_none();
         let next = self.wanted.iter().map(|w| w.not_before).min().filter(|_| idle);
-        [own, foreign, next].into_iter().flatten().min()
+        self.open_deadline().or(next)
+    }
+
+    /// When an open change is given up.
+    pub fn open_deadline(&self) -> Option<Time> {
+        let own = self.own.as_ref().map(|o| o.deadline);
+        let foreign = self.foreign.as_ref().map(|f| f.deadline);
+        [own, foreign].into_iter().flatten().min()
     }
 }
 
@@ -234,6 +247,7 @@ impl Engine {
         };
         let asked = own.asked.clone();
         self.twophase.own = Some(own);
+        self.timer_is_set();
         for peer in &asked {
             if self.speaks_84(*peer) {
                 self.ask_84(*peer, change);
@@ -455,6 +469,7 @@ impl Engine {
         let deadline = self.now + self.config.twopc_timeout;
         self.twophase.foreign =
             Some(Foreign { head, from, volume, change, vote: None, decisions: Vec::new(), deadline });
+        self.timer_is_set();
         match change {
             Some(Change::Connect { peer }) if head.target == Some(self.me) => {
                 if peer != from || self.peer(peer).is_connected() {
@@ -592,6 +607,9 @@ impl Engine {
     }
 
     pub(crate) fn twophase_timers(&mut self) {
+        if self.twophase.is_quiet() {
+            return;
+        }
         let now = self.now;
         if self.twophase.foreign.as_ref().is_some_and(|f| f.deadline <= now) {
             self.twophase.foreign = None;

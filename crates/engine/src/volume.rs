@@ -197,6 +197,31 @@ impl Volume {
         self.backing.is_some() && self.disk >= DiskState::Negotiating
     }
 
+    /// Completed writes are stable only after a flush.
+    pub fn may_lose_writes(&self) -> bool {
+        self.is_writable() && self.backing.as_ref().is_some_and(|b| b.limits.volatile_cache)
+    }
+
+    /// Nothing of it can go on before something is answered.
+    pub fn is_at_rest(&self) -> bool {
+        !self.pump && !self.wants_metadata_written()
+    }
+
+    /// A disk that goes, or writes of a lost Primary that become durable.
+    pub fn is_changing(&self) -> bool {
+        self.salvage != Salvage::Nothing || matches!(self.disk, DiskState::Failed | DiskState::Detaching)
+    }
+
+    /// Some queue behind the door has something.
+    pub fn has_queued(&self) -> bool {
+        !(self.log_wanted.is_empty() && self.ready.is_empty() && self.resync_ready.is_empty())
+    }
+
+    /// A metadata write may be due, and none is on its way.
+    pub fn wants_metadata_written(&self) -> bool {
+        self.backing.as_ref().is_some_and(|b| b.writer.is_idle() && (!b.is_settled() || b.wants_more_written()))
+    }
+
     /// What this node says its data is.
     pub fn current_uuid(&self) -> Uuid {
         match &self.backing {
@@ -242,6 +267,10 @@ impl Backing {
 
     pub fn is_settled(&self) -> bool {
         self.durable == self.changed
+    }
+
+    fn wants_more_written(&self) -> bool {
+        self.log.has_changes() || self.writer.wants_something()
     }
 
     /// The superblock in memory changed: it goes to disk before any further data.

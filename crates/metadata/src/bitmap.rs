@@ -280,7 +280,7 @@ impl Bitmap {
     }
     fn word(&self, index: usize) -> u32 {
         let at = index * 4;
-        u32::from_le_bytes([self.image[at], self.image[at + 1], self.image[at + 2], self.image[at + 3]])
+        u32::from_le_bytes(self.image[at..at + 4].try_into().expect("four bytes"))
     }
     fn clamp(&self, blocks: Range<u64>) -> Range<u64> {
         blocks.start.min(self.bits)..blocks.end.min(self.bits)

@@ -51,7 +51,8 @@ struct Served {
     queue: Option<Queue>,
     /// In `Deleting`.
     deletion: Option<Deletion>,
-    jobs: BTreeMap<u16, Job>,
+    /// By tag, as many as the queue is deep.
+    jobs: Vec<Option<Job>>,
     /// Requests without a buffer.
     waiting: VecDeque<Request>,
     /// Where the kernel counts events.
@@ -83,6 +84,10 @@ impl Served {
         self.queue.as_mut().expect("a request in service keeps its queue")
     }
 
+    fn job(&mut self, tag: u16) -> Option<&mut Job> {
+        self.jobs.get_mut(usize::from(tag))?.as_mut()
+    }
+
     fn path(&self) -> String {
         self.device.as_ref().map_or("the device".into(), |device| device.path().display().to_string())
     }
@@ -101,7 +106,7 @@ impl Served {
 
     /// Starts or continues moving a request's payload. True if it is through without a ring entry (mode Copy).
     fn move_payload(&mut self, number: u32, tag: u16, ring: &mut Ring, payloads: &mut Payloads) -> bool {
-        let job = self.jobs[&tag];
+        let job = *self.job(tag).expect("a payload moves for a request in service");
         let id = job.payload.expect("only requests with a payload move one");
         let queue = self.queue();
         if queue.mode() == DataMode::Copy {
@@ -127,7 +132,8 @@ impl Served {
     }
 
     fn finish(&mut self, tag: u16, result: Result<(), IoError>, ring: &mut Ring, payloads: &mut Payloads) {
-        let job = self.jobs.remove(&tag).unwrap_or_else(|| panic!("ublk tag {tag} was finished before"));
+        let job = self.jobs.get_mut(usize::from(tag)).and_then(Option::take);
+        let job = job.unwrap_or_else(|| panic!("ublk tag {tag} was finished before"));
         if let Some(id) = job.payload {
             payloads.close_use(id);
         }
@@ -159,13 +165,14 @@ impl Ublk {
             // The kernel holds the queue's commands: it stays, although no device appears.
             tracing::error!("volume {volume}: cannot start {}: {error}", device.path().display());
         }
+        let jobs = vec![None; usize::from(queue.depth())];
         let mut served = Served {
             volume,
             phase: Phase::Live,
             device: Some(device),
             queue: Some(queue),
             deletion: None,
-            jobs: BTreeMap::new(),
+            jobs,
             waiting: VecDeque::new(),
             event_count: Box::new(0),
         };
@@ -210,7 +217,7 @@ impl Ublk {
                 }
             },
         };
-        served.jobs.insert(tag, Job { request, payload, moved: 0, answered: false });
+        served.jobs[usize::from(tag)] = Some(Job { request, payload, moved: 0, answered: false });
         let comes_first = matches!(request.op, BlockOp::Write { .. });
         if !comes_first || served.move_payload(number, tag, ring, payloads) {
             self.submit(number, request, payload);
@@ -227,7 +234,7 @@ impl Ublk {
     /// A part of a payload was moved, or could not be.
     pub fn moved(&mut self, number: u32, tag: u16, result: i32, ring: &mut Ring, payloads: &mut Payloads) {
         let served = self.devices.get_mut(&number).expect("a device stays while a payload moves");
-        let job = served.jobs.get_mut(&tag).expect("a job stays while its payload moves");
+        let job = served.job(tag).expect("a job stays while its payload moves");
         if result > 0 {
             job.moved += result as u32;
         }
@@ -255,7 +262,7 @@ impl Ublk {
     pub fn complete(&mut self, id: RequestId, result: Result<(), IoError>, ring: &mut Ring, payloads: &mut Payloads) {
         let (number, tag) = ((id.0 >> 32) as u32, id.0 as u16);
         let served = self.devices.get_mut(&number).expect("a device stays while it has requests");
-        let job = served.jobs.get_mut(&tag).unwrap_or_else(|| panic!("{id:?} was completed before"));
+        let job = served.job(tag).unwrap_or_else(|| panic!("{id:?} was completed before"));
         (job.answered, job.moved) = (true, 0);
         let gives = job.request.op == BlockOp::Read && result.is_ok();
         if !gives || served.move_payload(number, tag, ring, payloads) {
@@ -265,7 +272,9 @@ impl Ublk {
 
     /// A buffer came back.
     pub fn retry_waiting(&mut self, ring: &mut Ring, payloads: &mut Payloads) {
-        let numbers: Vec<u32> = self.devices.keys().copied().collect();
+        // After every request that had a buffer, and almost always for nobody.
+        let starved = self.devices.iter().filter(|(_, served)| !served.waiting.is_empty());
+        let numbers: Vec<u32> = starved.map(|(number, _)| *number).collect();
         for number in numbers {
             let served = self.devices.get_mut(&number).expect("nothing is removed here");
             for request in std::mem::take(&mut served.waiting) {

@@ -1,7 +1,9 @@
 //! The arena that payloads live in: one page-aligned mapping of fixed size, divided by halves (a buddy allocator).
 //!
-//! Invariants: every page belongs to exactly one block, free or allocated; a block of order `k` is
-//! `PAGE_BYTES << k` bytes, aligned to its size; two free buddies never stand side by side (they are joined).
+//! Invariants: every page belongs to exactly one block, free, kept or allocated; a block of order `k` is
+//! `PAGE_BYTES << k` bytes, aligned to its size; two free buddies never stand side by side (they are joined). Single
+//! pages that come back are kept for the next requests of one page, most of all there are: without that each of them
+//! would divide 1 MiB eight times and join it again. They are joined when a larger block is missing.
 //! Fixed classes lost: memory stranded in one class is of no use to another, and the bound is one number.
 //!
 //! `unsafe` in this file: the mapping and slices of it. A [`Span`] handed to the kernel is the kernel's until the
@@ -21,6 +23,8 @@ const ORDERS: usize = 9;
 const _: () = assert!(PAGE_BYTES << (ORDERS - 1) == PAYLOAD_BYTES_MAX);
 /// Largest arena. Bytes; page numbers must fit in a [`PayloadId`] below `NIL`.
 const ARENA_BYTES_MAX: usize = 1 << 40;
+/// Single pages kept for the next of their kind.
+const KEPT_MAX: usize = 64;
 /// io_uring registers at most this much as one buffer. Bytes.
 const REGISTERED_BYTES_MAX: usize = 1 << 30;
 const NIL: u32 = u32::MAX;
@@ -63,6 +67,8 @@ impl Span {
 enum Page {
     /// Inside a block that starts at an earlier page.
     Inner,
+    /// In `kept`.
+    Kept,
     Free {
         order: u8,
         prev: u32,
@@ -80,6 +86,8 @@ pub struct BufferPool {
     pages: Box<[Page]>,
     /// First free block of each order.
     free: [u32; ORDERS],
+    /// Blocks of one page that are not joined with their buddies; at most [`KEPT_MAX`].
+    kept: Vec<u32>,
     allocated_bytes: usize,
 }
 
@@ -100,7 +108,8 @@ impl BufferPool {
         };
         let base = NonNull::new(base.cast()).expect("mmap returned null without an error");
         let pages = vec![Page::Inner; len / PAGE_BYTES].into_boxed_slice();
-        let mut pool = BufferPool { base, pages, free: [NIL; ORDERS], allocated_bytes: 0 };
+        let kept = Vec::with_capacity(KEPT_MAX);
+        let mut pool = BufferPool { base, pages, free: [NIL; ORDERS], kept, allocated_bytes: 0 };
         let step = PAYLOAD_BYTES_MAX / PAGE_BYTES;
         for first in (0..pool.pages.len()).step_by(step).rev() {
             pool.push_free(first as u32, ORDERS - 1);
@@ -113,23 +122,47 @@ impl BufferPool {
     pub fn try_alloc(&mut self, len: usize) -> Option<PayloadId> {
         assert!((1..=PAYLOAD_BYTES_MAX).contains(&len), "a payload of {len} bytes");
         let order = order_for(len);
+        let kept = if order == 0 { self.kept.pop() } else { None };
+        let page = kept.or_else(|| self.divide(order)).or_else(|| {
+            self.join_kept();
+            self.divide(order)
+        })?;
+        self.pages[page as usize] = Page::Allocated { order: order as u8, len: len as u32 };
+        self.allocated_bytes += PAGE_BYTES << order;
+        Some(PayloadId(page))
+    }
+
+    /// A block of this order out of the smallest free one that is large enough.
+    fn divide(&mut self, order: usize) -> Option<u32> {
         let found = (order..ORDERS).find(|&o| self.free[o] != NIL)?;
         let page = self.free[found];
         self.remove_free(page);
         for half in (order..found).rev() {
             self.push_free(page + (1 << half), half);
         }
-        self.pages[page as usize] = Page::Allocated { order: order as u8, len: len as u32 };
-        self.allocated_bytes += PAGE_BYTES << order;
-        Some(PayloadId(page))
+        Some(page)
     }
 
     /// Gives the memory back. Freeing what is not allocated is a bug of the caller (asserted).
     pub fn free(&mut self, payload: PayloadId) {
         let (order, _) = self.allocated(payload);
         self.allocated_bytes -= PAGE_BYTES << order;
-        let mut page = payload.0;
-        let mut order = order;
+        if order == 0 && self.kept.len() < KEPT_MAX {
+            self.pages[payload.0 as usize] = Page::Kept;
+            self.kept.push(payload.0);
+        } else {
+            self.join(payload.0, order);
+        }
+    }
+
+    fn join_kept(&mut self) {
+        while let Some(page) = self.kept.pop() {
+            self.join(page, 0);
+        }
+    }
+
+    /// The block is free; so are larger ones if its buddies are.
+    fn join(&mut self, mut page: u32, mut order: usize) {
         self.pages[page as usize] = Page::Inner;
         while order < ORDERS - 1 {
             let buddy = page ^ (1 << order);
@@ -253,6 +286,20 @@ mod tests {
         assert_eq!(pool.allocated_bytes(), 0);
         let large: Vec<_> = std::iter::from_fn(|| pool.try_alloc(PAYLOAD_BYTES_MAX)).collect();
         assert_eq!(large.len(), 2);
+    }
+
+    #[test]
+    fn kept_pages_are_joined_when_a_larger_block_is_missing() {
+        let mut pool = BufferPool::new(PAYLOAD_BYTES_MAX).unwrap();
+        let pages: Vec<_> = (0..KEPT_MAX + 3).map(|_| pool.try_alloc(PAGE_BYTES).unwrap()).collect();
+        pages.iter().for_each(|&p| pool.free(p));
+        assert_eq!((pool.kept.len(), pool.allocated_bytes()), (KEPT_MAX, 0));
+        let again = pool.try_alloc(1).unwrap();
+        assert_eq!(pool.kept.len(), KEPT_MAX - 1);
+        assert_eq!(pool.try_alloc(PAYLOAD_BYTES_MAX), None);
+        assert_eq!(pool.kept.len(), 0);
+        pool.free(again);
+        assert!(pool.try_alloc(PAYLOAD_BYTES_MAX).is_some());
     }
 
     #[test]

@@ -98,8 +98,14 @@ impl NodeSet {
     pub const fn len(self) -> u32 {
         self.0.count_ones()
     }
-    pub fn iter(self) -> impl Iterator<Item = NodeId> {
-        NodeId::all().filter(move |n| self.contains(*n))
+    /// Ascending.
+    pub fn iter(self) -> impl Iterator<Item = NodeId> + use<> {
+        let mut left = self.0;
+        core::iter::from_fn(move || {
+            let node = NodeId::new(left.trailing_zeros() as u8)?;
+            left &= left - 1;
+            Some(node)
+        })
     }
 }
 

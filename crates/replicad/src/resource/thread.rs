@@ -37,6 +37,9 @@ pub(super) struct Resource {
     engine: Engine,
     /// Time zero of the engine.
     born: Instant,
+    /// When the engine wants a `Tick`, as it said before the last wait. What came since may have put it off: a tick too
+    /// many is harmless. What is due earlier since then is seen before the next wait.
+    deadline: Option<Time>,
     ring: Ring,
     payloads: Payloads,
     disks: Disks,
@@ -81,6 +84,7 @@ impl Resource {
             name,
             engine: Engine::new(config, seed),
             born: Instant::now(),
+            deadline: None,
             ring,
             payloads,
             disks: Disks::default(),
@@ -113,19 +117,24 @@ impl Resource {
             for completion in completions.drain(..) {
                 self.completed(completion);
             }
-            self.tick_if_due();
+            self.tick_if_due(Instant::now());
             self.serve();
             if self.is_over() {
                 break;
             }
-            let timeout = self.timeout();
+            self.deadline = self.engine.next_deadline();
+            let timeout = self.timeout(Instant::now());
             self.ring.wait(timeout, &mut completions);
         }
         self.leave_memory_to_the_kernel_if_it_holds_some();
     }
 
     fn now(&self) -> Time {
-        Time(u64::try_from(self.born.elapsed().as_nanos()).expect("584 years"))
+        self.time_of(Instant::now())
+    }
+
+    fn time_of(&self, now: Instant) -> Time {
+        Time(u64::try_from(now.saturating_duration_since(self.born).as_nanos()).expect("584 years"))
     }
 
     // ------------------------------------------------------------------------------------------------- engine
@@ -219,19 +228,17 @@ impl Resource {
         let _ = answer.send(result);
     }
 
-    fn tick_if_due(&mut self) {
-        if self.engine.next_deadline().is_some_and(|deadline| deadline <= self.now()) {
+    fn tick_if_due(&mut self, now: Instant) {
+        if self.deadline.is_some_and(|deadline| deadline <= self.time_of(now)) {
             self.feed(Input::Tick);
         }
-        let now = Instant::now();
         self.streams.kill_overdue(now);
         self.nbd.cut_undecided(now);
     }
 
     /// Until the engine or a closing socket has something to do. `None`: for ever.
-    fn timeout(&self) -> Option<Duration> {
-        let engine = self.engine.next_deadline().map(|deadline| deadline.since(self.now()));
-        let now = Instant::now();
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        let engine = self.deadline.map(|deadline| deadline.since(self.time_of(now)));
         let instants = [self.streams.next_deadline(), self.nbd.next_deadline(), self.ending];
         instants.into_iter().flatten().map(|at| at.saturating_duration_since(now)).chain(engine).min()
     }
