@@ -289,9 +289,15 @@ impl Engine {
         }
         self.set_disk(number, DiskState::Failed, what);
         self.drop_backing(number);
-        if self.is_primary() && self.has_data(number) {
+        if !self.is_primary() {
+            return;
+        }
+        if self.has_data(number) {
             // What is in flight lands on the peers only: they count from here before it completes.
             self.begin_generation(number, "the disk failed");
+        } else {
+            // Nor is it on that disk what a peer takes later: a target that becomes whole, say.
+            self.generation_is_due(number, "the disk failed");
         }
     }
 

@@ -18,7 +18,7 @@
 //! - Not modelled: bits that rot, reads that tear.
 
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use engine::{AttachedDisk, DiskOp, MetaBlock};
@@ -293,8 +293,20 @@ impl Disk {
     pub fn durable_stamp(&self, sector: u64) -> Stamp {
         self.data.durable(sector).copied().unwrap_or(0)
     }
+    /// What a power cut may leave of a sector besides what is visible.
+    pub fn older_stamps(&self, sector: u64) -> Vec<Stamp> {
+        let Some(cell) = self.data.cache.get(&sector) else { return Vec::new() };
+        let versions = cell.versions.iter().map(|(_, stamp)| *stamp);
+        let stamps: BTreeSet<Stamp> = versions.chain([cell.durable]).map(Option::unwrap_or_default).collect();
+        let now = self.stamp(sector);
+        stamps.into_iter().filter(|stamp| *stamp != now).collect()
+    }
     pub fn sectors_written(&self) -> impl Iterator<Item = u64> + '_ {
         self.data.visible.keys().copied()
+    }
+    /// Where a power cut changes something.
+    pub fn sectors_cached(&self) -> impl Iterator<Item = u64> + '_ {
+        self.data.cache.keys().copied()
     }
     pub fn read(&self, range: ByteRange) -> Runs {
         let (first, end) = (range.sector(), range.end() / SECTOR);

@@ -50,11 +50,11 @@ impl Truth {
     pub fn adopt(node: NodeId, disk: &Disk) -> Truth {
         let mut truth = Truth::new([node]);
         truth.primary = Some(node);
-        for sector in disk.sectors_written() {
+        for sector in disk.sectors_written().chain(disk.sectors_cached()).collect::<BTreeSet<u64>>() {
             let mut entries = Vec::new();
-            let (now, durable) = (disk.stamp(sector), disk.durable_stamp(sector));
-            if durable != now {
-                entries.push(Entry { value: durable, submitted: 0, completed: Some(0), superseded: true });
+            let now = disk.stamp(sector);
+            for value in disk.older_stamps(sector) {
+                entries.push(Entry { value, submitted: 0, completed: Some(0), superseded: true });
                 truth.unflushed.entry(0).or_default().push((sector, sector + 1));
             }
             entries.push(Entry { value: now, submitted: 0, completed: Some(0), superseded: false });

@@ -408,11 +408,30 @@ impl World {
             truth.complete_on.remove(&target);
             truth.durable_on.remove(&target);
         }
+        if self.nodes[&target].is_primary {
+            self.goes_on_with(target, source, volume);
+        }
         if let (Some(flushed), false) = (lost, excused) {
             self.complain(format!(
                 "{target:?} {volume:?} becomes target of {source:?}, which lacks {flushed} acknowledged and flushed writes \
                  that only {target:?} holds: they are lost silently"
             ));
+        }
+    }
+
+    /// A Primary without good data of its own found what it had shown on `source`, which may have been promoted itself in
+    /// between and written nothing: one line again. (Checker 11 sees to it that it is the same.)
+    fn goes_on_with(&mut self, primary: NodeId, source: NodeId, volume: VolumeNumber) {
+        let disk = &self.nodes[&source].disks[&volume];
+        let truths = self.truths.entry(volume).or_default();
+        let Some(line) = truths.iter_mut().find(|t| t.primary == Some(primary)) else { return };
+        if line.first_violation(disk).is_some() {
+            return;
+        }
+        line.complete_on.insert(source);
+        for truth in truths.iter_mut().filter(|t| t.primary != Some(primary)) {
+            truth.complete_on.remove(&source);
+            truth.durable_on.remove(&source);
         }
     }
 
