@@ -66,7 +66,7 @@ impl Engine {
 
     /// Rule GE-7: a promotion while some node is away begins a generation of its own even if that node's bits count
     /// from an older one, or it has no disk: it may be a Primary that still shows the present one.
-    fn replace_current_of_absent(&mut self, number: VolumeNumber) -> bool {
+    pub(crate) fn replace_current_of_absent(&mut self, number: VolumeNumber) -> bool {
         let absent = self.peers.values().filter(|p| !p.is_connected()).map(|p| p.id).collect::<NodeSet>();
         let fresh = self.random_uuid();
         let Some(backing) = &mut self.volume_mut(number).backing else { return false };

@@ -288,7 +288,7 @@ impl Engine {
         }
         self.volume_mut(number).generation_due = None;
         let weak = types::NodeSet::only(self.me).complement();
-        if self.rotate(number, weak, true) {
+        if self.rotate(number, weak, true) || !fresh && self.replace_current_of_absent(number) {
             let current = self.volume(number).current_uuid();
             self.event(Event::NewGeneration { volume: number, current, reason: "promote --force" });
         } else if fresh {

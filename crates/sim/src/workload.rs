@@ -386,7 +386,9 @@ impl World {
     pub(crate) fn resync_starts(&mut self, target: NodeId, source: NodeId, volume: VolumeNumber) {
         // Under protocol A the tail of a crashed Primary may be lost; what it wrote in a generation of its own not.
         let by_a = self.owes_under(target, source, Protocol::A) || self.owes_under(source, target, Protocol::A);
-        let tail = by_a && !self.apart.contains_key(&(target, source, volume));
+        let theirs = self.nodes[&source].disks[&volume].identity();
+        let began = self.apart.get(&(target, source, volume)).into_iter().flatten();
+        let tail = by_a && began.into_iter().all(|generation| theirs.has_been(*generation));
         // 8.4 decides a split brain by the disks' states, if one is Inconsistent.
         let by_disk = self.options.v84 && !self.nodes[&target].disks[&volume].identity().is_whole();
         let excused = self.forced || self.given_up.contains(&(target, volume)) || tail || by_disk;
