@@ -41,8 +41,6 @@ impl Engine {
             self.refuse(id, busy());
             return self.emit(Effect::CloseDisk { volume: number });
         }
-        let flags = disk.superblock.flags;
-        let exact = flags.contains(DeviceFlags::AL_CLEAN) && !flags.contains(DeviceFlags::PRIMARY_INDICATOR);
         match self.recover(number, disk) {
             Err(refusal) => {
                 self.refuse(id, refusal);
@@ -55,7 +53,7 @@ impl Engine {
                 volume.last_disk = None;
                 volume.command = Some(id);
                 self.show_generation_before(number);
-                self.forget_comparisons(number, exact);
+                self.forget_comparisons(number);
                 self.set_disk(number, DiskState::Attaching, "attach");
                 self.determine_first_size(number);
                 self.volume_mut(number).backing.as_mut().expect("set above").touch();
@@ -64,12 +62,10 @@ impl Engine {
         }
     }
 
-    /// What was compared with the peers was another disk. `exact`: the disk was detached in order, so its bits are not
-    /// the log's: they say what this node knew to be missing, as if it had never stopped (rule BM-3).
-    fn forget_comparisons(&mut self, number: VolumeNumber, exact: bool) {
+    /// What was compared with the peers was another disk, or this one before it lost its cache.
+    fn forget_comparisons(&mut self, number: VolumeNumber) {
         for peer in self.peer_ids() {
-            let knows = exact && self.volume(number).bits_towards(peer) > 0;
-            self.device_mut(peer, number).reconnect = knows;
+            self.device_mut(peer, number).reconnect = false;
         }
     }
 
