@@ -158,6 +158,7 @@ impl Engine {
             device.uuids_sent = None;
             device.disk_sent = None;
             device.sequence = 0;
+            device.unflushed = false;
         }
         self.timer_is_set();
         self.send_data(id, None, Message::ConnectionFeatures(offer), None);

@@ -150,6 +150,8 @@ pub(crate) struct PeerDevice {
     pub sequence: u32,
     pub pending: u64,
     pub unacked: u64,
+    /// It wrote here what no flush has made stable yet.
+    pub unflushed: bool,
     pub sent_bytes: u64,
     pub received_bytes: u64,
     pub resynced_bytes: u64,
@@ -185,6 +187,7 @@ impl PeerDevice {
             sequence: 0,
             pending: 0,
             unacked: 0,
+            unflushed: false,
             sent_bytes: 0,
             received_bytes: 0,
             resynced_bytes: 0,

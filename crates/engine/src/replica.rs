@@ -21,7 +21,7 @@ use crate::epoch::{EpochId, NeedFlush};
 use crate::planted::{Bug, planted};
 use crate::request::{RangeOwner, disk_write};
 use crate::slab::Key;
-use crate::volume::{Salvage, Writer};
+use crate::volume::{Salvage, Volume, Writer};
 use crate::{Engine, IoKind};
 
 /// Writes of one peer that no PEER_ACK settled. More is a peer gone wild.
@@ -208,8 +208,11 @@ impl Engine {
             return self.forget_peer_write(key, has_it);
         }
         assert_eq!(self.peer(peer).link_id(), Some(link), "a write outlived its link and is no orphan");
+        let volume = self.volume(number);
+        let stable = volume.is_writable() && !volume.may_lose_writes();
         let device = self.device_mut(peer, number);
         device.unacked = device.unacked.saturating_sub(1);
+        device.unflushed |= ok && !stable;
         let syncing = device.is_syncing();
         if !ok {
             self.send_ack(peer, number, range, block_id, Message::NegAck);
@@ -259,8 +262,11 @@ impl Engine {
         if planted(Bug::EpochNotFlushed) {
             flushes = 0;
         }
+        // A disk that went with such writes in its cache takes no flush any more.
+        let unflushed = |v: &Volume| !v.is_writable() && self.peer(peer).volumes[&v.number].unflushed;
+        let lost = self.volumes.values().any(unflushed);
         let entry = self.peer_mut(peer);
-        entry.flush_failed = false;
+        entry.flush_failed = lost;
         entry.epoch_flushes = flushes;
         entry.epoch_flushing = entry.epoch_due.take();
         if flushes == 0 {
@@ -269,6 +275,7 @@ impl Engine {
         for position in 0..self.volumes.len() {
             let (number, volume) = self.volumes.at(position);
             if volume.may_lose_writes() {
+                self.device_mut(peer, number).unflushed = false;
                 self.flush_data(number, IoKind::EpochFlush { peer, link });
             }
         }
