@@ -414,9 +414,13 @@ impl World {
         self.schedule(restart_after, Event::Restart { node: id });
     }
 
-    /// A peer has the image's generation, a bitmap since then, or is in the middle of a resync.
+    /// The disk or a peer has the image's generation, a bitmap since then, or is in the middle of a resync.
     fn looks_current(&self, id: NodeId, volume: VolumeNumber, image: &Disk) -> bool {
         let current = image.identity().current;
+        let own = self.nodes[&id].disks[&volume].identity();
+        if own.current.same(current) || !own.is_whole() {
+            return true;
+        }
         self.diskful().into_iter().filter(|peer| *peer != id).any(|peer| {
             let theirs = self.nodes[&peer].disks[&volume].identity();
             // A resync that was cut off leaves blocks of a generation that the target nowhere names.
