@@ -180,10 +180,6 @@ impl Engine {
             if !had_data {
                 continue;
             }
-            if disk == DiskState::UpToDate && self.volume(number).disk != DiskState::UpToDate {
-                let shown = self.peer(peer).volumes[&number].current_uuid;
-                self.volume_mut(number).exposed_uuid = shown;
-            }
             // Its state must not count as "follows" in the rotation below.
             self.set_connection_lost_disk(peer, number);
             if !self.has_data(number) {

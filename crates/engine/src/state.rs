@@ -413,9 +413,22 @@ impl Engine {
         self.advance_handshakes();
     }
 
+    /// What a Primary without good data of its own has read so far was this peer's (rule GE-7).
+    fn show_generation_of(&mut self, peer: NodeId, number: VolumeNumber) {
+        let theirs = self.peer(peer).volumes[&number].current_uuid;
+        let primary = self.is_primary();
+        let volume = self.volume_mut(number);
+        if primary && volume.disk != DiskState::UpToDate {
+            volume.exposed_uuid = theirs;
+        }
+    }
+
     /// A peer's disk came or went: the consequences for us as Primary.
     fn peer_disk_changed(&mut self, peer: NodeId, number: VolumeNumber, from: DiskState, to: DiskState) {
         use DiskState as D;
+        if from == D::UpToDate && to != D::UpToDate {
+            self.show_generation_of(peer, number);
+        }
         let had_data = from >= D::Inconsistent && from != D::DUnknown;
         let lost = to < D::Inconsistent || to == D::DUnknown || to == D::Outdated;
         if had_data && to <= D::Failed {
