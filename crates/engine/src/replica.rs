@@ -140,9 +140,10 @@ impl Engine {
         }
     }
 
-    /// Writes that a lost peer counts on are still on their way to the disk.
+    /// Writes that a lost peer counts on are still on their way to the disk, or blocks of a resync that was cut off.
     pub(crate) fn has_orphaned_writes(&self) -> bool {
         self.peer_writes.iter().any(|(_, w)| w.orphan.is_some())
+            || self.resync_requests.iter().any(|(_, request)| request.orphan && request.writing)
     }
 
     pub(crate) fn peer_range_granted(&mut self, number: VolumeNumber, key: Key) {

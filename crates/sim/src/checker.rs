@@ -211,9 +211,11 @@ impl World {
     /// A node goes by another generation from here on. Heard before the effects that follow are carried out.
     pub(crate) fn generation_claimed(&mut self, id: NodeId, event: &EngineEvent) {
         let EngineEvent::NewGeneration { volume, current, .. } = event else { return };
-        // A node without a usable disk counts on its peers' disks.
         if self.status(id).is_some_and(|s| s.volumes[volume].disk >= DiskState::Inconsistent) {
             self.unsettled.insert((id, *volume), *current);
+        } else {
+            // It counts on its peers' disks. If they fail before they have it, it is on none.
+            self.no_good_copy_expected = true;
         }
     }
 

@@ -303,9 +303,6 @@ impl World {
             }
             EngineEvent::Connection { .. } => self.check_one_primary(id),
             EngineEvent::Disk { volume, to: DiskState::UpToDate, .. } => self.became_up_to_date(id, volume),
-            EngineEvent::Disk { volume, to: DiskState::Failed, .. } => {
-                self.failed_disks.insert((id, volume));
-            }
             _ => {}
         }
     }

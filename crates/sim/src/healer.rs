@@ -193,18 +193,11 @@ impl World {
             return;
         }
         let statuses: Vec<Status> = self.node_ids().into_iter().filter_map(|id| self.status(id)).collect();
-        let good = |v: &VolumeNumber| statuses.iter().any(|s| s.volumes[v].disk == DiskState::UpToDate);
-        let without: Vec<VolumeNumber> = self.volume_numbers().into_iter().filter(|v| !good(v)).collect();
-        if without.is_empty() {
+        let good = |v: VolumeNumber| statuses.iter().any(|s| s.volumes[&v].disk == DiskState::UpToDate);
+        if self.volume_numbers().into_iter().all(good) {
             return;
         }
-        // Where every copy has failed, a generation may have begun that none of them got to know.
-        let diskful = self.diskful();
-        let all_failed = |v: &VolumeNumber| diskful.iter().all(|id| self.failed_disks.contains(&(*id, *v)));
-        let expected = self.no_good_copy_expected
-            || self.forced
-            || self.options.start == Start::Fresh
-            || without.iter().all(all_failed);
+        let expected = self.no_good_copy_expected || self.forced || self.options.start == Start::Fresh;
         if !expected {
             let picture = self.picture();
             return self.complain(format!("no UpToDate copy is left and nobody gave one up: {picture}"));

@@ -174,8 +174,6 @@ pub struct World {
     pub unsettled: BTreeMap<(NodeId, VolumeNumber), Uuid>,
     pub split_brain: BTreeSet<(NodeId, NodeId)>,
     pub no_good_copy_expected: bool,
-    /// Disks that failed at least once.
-    pub failed_disks: BTreeSet<(NodeId, VolumeNumber)>,
     /// Disks that were exchanged or re-labelled by hand: which blocks differ is known by generation at best, and judged
     /// again after a resync.
     pub untracked: BTreeSet<(NodeId, VolumeNumber)>,
@@ -247,7 +245,6 @@ impl World {
             unsettled: BTreeMap::new(),
             split_brain: BTreeSet::new(),
             no_good_copy_expected: false,
-            failed_disks: BTreeSet::new(),
             untracked: BTreeSet::new(),
             ambushed_at: 0,
             reconnected_at: 0,
