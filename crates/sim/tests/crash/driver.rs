@@ -210,6 +210,8 @@ impl Driver {
     /// Where [`Driver::restart_until`] stopped.
     pub fn lose_power_again(&mut self, node: NodeId, survival: Survival) -> Go {
         self.lose_power(&[node], survival)?;
+        // Bits that the first restart took from the log cannot be told from older ones any more: they are compared (BM-3).
+        self.at_rest = false;
         let remains = self.remains.take().expect("it was restarted");
         remains.still_known(&self.world, node).map_err(Stop::Wrong)
     }
