@@ -32,7 +32,7 @@ const SEEDS_AT_ONCE: u64 = 100;
 const OPEN_SEED: &str = "KNOWN AND OPEN";
 const SEEDS_FAST: u64 = 50;
 /// In so many seeds the simulator has to find each planted bug.
-const PLANTED_SEEDS: u64 = 300;
+const PLANTED_SEEDS: u64 = 600;
 
 struct Run {
     logs: PathBuf,

@@ -9,7 +9,7 @@ use engine::planted::{ALL, Bug, met, plant};
 
 use crate::run::{open_findings, run_seed};
 
-/// What 300 seeds did not find: blind spots, to be opened. A bug that is found leaves this list.
+/// What 600 seeds did not find: blind spots, to be opened. A bug that is found leaves this list.
 const HIDDEN: [Bug; 6] = [
     // Matters only where the source's disk ends with other data than the target got: a discard that it refuses, between
     // the answer and an acknowledgement that waits for a slow flush.
