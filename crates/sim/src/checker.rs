@@ -221,9 +221,12 @@ impl World {
 
     /// Checker 10, rule MD-2 for generations: when data is given to a disk, the generation that the engine goes by is
     /// durable there. What was given to it before may still be on its way.
-    /// Does not check flags and slots (the crash points do), nor what is sent to peers.
+    /// Does not check flags and slots (the crash points do), nor what is sent to peers, nor the 8.4 dialect, where SYNC_UUID
+    /// takes a generation's place before it is ever durable.
     pub(crate) fn check_generation_durable(&mut self, id: NodeId, volume: VolumeNumber) -> Result<(), String> {
-        let Some(claimed) = self.unsettled.get(&(id, volume)).copied() else { return Ok(()) };
+        let Some(claimed) = self.unsettled.get(&(id, volume)).copied().filter(|_| !self.options.v84) else {
+            return Ok(());
+        };
         let durable = self.nodes[&id].disks[&volume].identity_in(View::Durable);
         if !durable.has_been(claimed) {
             return Err(format!("{volume:?} is written in generation {claimed}, durable is {}", durable.current));
