@@ -202,8 +202,7 @@ fn simulate(log: &Path, budget: Duration, seeds: u64) -> Result<String> {
         fresh += SEEDS_AT_ONCE;
     }
     if fresh == 0 {
-        open +=
-            "SKIPPED: seeds that no run had before, until two hours of them find nothing: --sim-seconds 300\n";
+        open += "SKIPPED: seeds that no run had before, until two hours of them find nothing: --sim-seconds 300\n";
     }
     fs::write(log, open)?;
     Ok(format!(", {seeds} seeds, {fresh} fresh ones from {first}"))

@@ -239,6 +239,7 @@ impl Engine {
                 write.marked = write.marked.with(peer);
                 let range = write.range;
                 self.volume_mut(number).mark_out_of_sync(peer, range);
+                self.distrust_older_acks(number, range);
             }
         }
     }

@@ -327,6 +327,7 @@ impl Engine {
         if result.is_err() {
             // At once: a disk that stays in use is not read here any more.
             self.mark_all_but(number, NodeSet::EMPTY, range);
+            self.distrust_older_acks(number, range);
         }
         self.touch_write(key);
     }
@@ -351,6 +352,14 @@ impl Engine {
         if state == LegState::Failed && self.peer(peer).is_connected() {
             // It will say so itself; until then it must not count as a copy that follows (rule GE-2).
             self.set_peer_disk(peer, number, DiskState::Failed, "it could not write");
+        }
+    }
+
+    /// Bits were set out of order: a write that was answered before and retires later does not disprove them (rule BM-2).
+    pub(crate) fn distrust_older_acks(&mut self, number: VolumeNumber, range: ByteRange) {
+        let overlapping = |write: &&mut Write| write.volume == number && write.range.overlaps(range);
+        for write in self.writes.values_mut().filter(overlapping) {
+            write.legs.iter_mut().for_each(|leg| leg.may_set_in_sync = false);
         }
     }
 

@@ -271,6 +271,7 @@ impl Engine {
         let hot: Vec<ByteRange> = backing.log.hot_extents().map(|e| e.range_within(volume.exposed_bytes)).collect();
         for range in hot {
             self.mark_all_but(number, NodeSet::EMPTY, range);
+            self.distrust_older_acks(number, range);
         }
     }
 
