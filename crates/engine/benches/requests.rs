@@ -9,6 +9,8 @@
 mod config;
 #[path = "../tests/harness/counting.rs"]
 mod counting;
+#[path = "../tests/harness/fresh_disk.rs"]
+mod fresh_disk;
 #[path = "../tests/harness/requests.rs"]
 mod requests;
 

@@ -267,6 +267,10 @@ impl Engine {
                     let clean = volume.backing.as_ref().is_some_and(|b| b.is_settled() && b.writer.is_quiet());
                     if clean && volume.ios == 0 {
                         self.volume_mut(number).detach = None;
+                        // The log was emptied behind a flush.
+                        for peer in self.peer_ids() {
+                            self.device_mut(peer, number).unflushed = false;
+                        }
                         self.drop_backing(number);
                         self.close_disk(number, "detached");
                         progress = true;

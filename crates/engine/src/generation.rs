@@ -331,16 +331,16 @@ impl Engine {
         self.device_mut(peer, number).current_uuid = new;
         let (me, role) = (self.me, self.role);
         let receiving = self.sync_source_of(number).is_some();
-        let standing = self.peer(peer).volumes[&number].replication == ReplicationState::Established;
+        let becomes_source = self.peer(peer).volumes[&number].replication == ReplicationState::WFBitMapS;
         let volume = self.volume_mut(number);
         let disk = volume.disk;
         let Some(backing) = &mut volume.backing else {
             volume.exposed_uuid = new;
             return;
         };
-        // A target keeps its own until the resync ends; it takes the source's then. And a disk that has just been found
-        // to be newer than the Primary's is no copy of it.
-        if receiving || !standing || disk != DiskState::UpToDate || backing.superblock.current_uuid.same(new) {
+        // A target keeps its own until the resync ends; it takes the source's then. And a disk that was just found
+        // to be newer than the Primary's, which has not agreed yet, is no copy of it.
+        if receiving || becomes_source || disk != DiskState::UpToDate || backing.superblock.current_uuid.same(new) {
             return;
         }
         if weak.contains(me) && !planted(Bug::GenerationFollowedByTheWeak) {

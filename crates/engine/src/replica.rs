@@ -210,7 +210,7 @@ impl Engine {
         }
         assert_eq!(self.peer(peer).link_id(), Some(link), "a write outlived its link and is no orphan");
         let volume = self.volume(number);
-        let stable = volume.is_writable() && !volume.may_lose_writes();
+        let stable = volume.backing.is_some() && !volume.may_lose_writes();
         let device = self.device_mut(peer, number);
         device.unacked = device.unacked.saturating_sub(1);
         device.unflushed |= ok && !stable;
@@ -263,8 +263,8 @@ impl Engine {
         if planted(Bug::EpochNotFlushed) {
             flushes = 0;
         }
-        // A disk that went with such writes in its cache takes no flush any more.
-        let unflushed = |v: &Volume| !v.is_writable() && self.peer(peer).volumes[&v.number].unflushed;
+        // A disk that failed with such writes in its cache takes no flush any more.
+        let unflushed = |v: &Volume| v.backing.is_none() && self.peer(peer).volumes[&v.number].unflushed;
         let lost = self.volumes.values().any(unflushed);
         let entry = self.peer_mut(peer);
         entry.flush_failed = lost;
@@ -376,7 +376,9 @@ impl Engine {
         let write = self.peer_writes.remove(key).expect("the caller holds it");
         self.release(write.payload);
         let ok = write.stage == (Stage::Done { ok: true });
-        let in_sync = ok && write.flags.has(DataFlags::MAY_SET_IN_SYNC) && has_it.contains(write.peer);
+        // Bits that were marked for a bitmap exchange stand for later writes too: the resync clears them.
+        let proven = has_it.contains(write.peer) && !write.marked.contains(write.peer);
+        let in_sync = ok && write.flags.has(DataFlags::MAY_SET_IN_SYNC) && proven;
         if write.stage != Stage::Waiting {
             let keep = if ok { has_it.union(write.marked) } else { NodeSet::EMPTY };
             self.mark_all_but(write.volume, keep, write.range);

@@ -183,7 +183,7 @@ impl Engine {
             false => (device.disk, self.volume(number).disk),
         };
         if target < DiskState::Inconsistent || target == DiskState::DUnknown {
-            return Err(no_disk(number, target));
+            return Err(no_disk(number, if source { peer } else { self.me }, target));
         }
         let target_is_primary = if source { self.peer(peer).role == Role::Primary } else { self.is_primary() };
         if good != DiskState::UpToDate {
@@ -465,7 +465,7 @@ impl Engine {
             return self.want_change(Change::Invalidate { volume: number, peer }, Some(id));
         }
         if !self.volume(number).is_writable() {
-            return self.refuse(id, no_disk(number, self.volume(number).disk));
+            return self.refuse(id, no_disk(number, self.me, self.volume(number).disk));
         }
         if self.is_primary() {
             return self.refuse(
@@ -601,12 +601,12 @@ pub(crate) fn busy() -> Refusal {
     }
 }
 
-fn no_disk(number: VolumeNumber, disk: DiskState) -> Refusal {
+fn no_disk(number: VolumeNumber, node: NodeId, disk: DiskState) -> Refusal {
     Refusal {
         code: -138,
         rule: "ERR_NO_DISK",
-        state: format!("volume {number}: the disk to be overwritten is {disk}"),
-        next_step: "attach the disk first",
+        state: format!("volume {number}: the disk of node {node}, to be overwritten, is {disk}"),
+        next_step: "attach that disk first",
     }
 }
 

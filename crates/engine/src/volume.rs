@@ -197,9 +197,10 @@ impl Volume {
         self.backing.is_some() && self.disk >= DiskState::Negotiating
     }
 
-    /// Completed writes are stable only after a flush.
+    /// Completed writes are stable only after a flush, which the disk takes also while it is being detached.
     pub fn may_lose_writes(&self) -> bool {
-        self.is_writable() && self.backing.as_ref().is_some_and(|b| b.limits.volatile_cache)
+        let used = self.disk > DiskState::Attaching;
+        used && self.backing.as_ref().is_some_and(|b| b.limits.volatile_cache)
     }
 
     /// Nothing of it can go on before something is answered.

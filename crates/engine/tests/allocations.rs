@@ -5,6 +5,8 @@
 mod config;
 #[path = "harness/counting.rs"]
 mod counting;
+#[path = "harness/fresh_disk.rs"]
+mod fresh_disk;
 #[path = "harness/requests.rs"]
 mod requests;
 

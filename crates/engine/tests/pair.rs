@@ -2,14 +2,16 @@
 
 #[path = "harness/config.rs"]
 mod config;
+#[path = "harness/fresh_disk.rs"]
+mod fresh_disk;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use engine::*;
-use metadata::layout::{Geometry, Layout, Placement};
-use metadata::superblock::Superblock;
 use types::*;
+
+use fresh_disk::fresh_disk;
 
 fn node(id: u8) -> NodeId {
     NodeId::new(id).unwrap()
@@ -71,19 +73,7 @@ impl Pair {
     }
 
     fn attach_fresh(&mut self, me: usize) {
-        let geometry = Geometry::new(1);
-        let layout = Layout::compute(Placement::Internal, DEVICE_BYTES, geometry).unwrap();
-        let superblock = Superblock::fresh(geometry, &layout);
-        let disk = AttachedDisk {
-            superblock,
-            bitmap: vec![0; layout.bitmap_bytes as usize],
-            al_blocks: vec![metadata::activity_log::INITIALISED; layout.al_blocks as usize],
-            data_bytes: layout.usable_bytes,
-            layout,
-            limits: BlockLimits::default(),
-            external_metadata: false,
-        };
-        self.command(me, Command::Attach { volume: V0, disk: Box::new(disk) }).unwrap();
+        self.command(me, Command::Attach { volume: V0, disk: Box::new(fresh_disk(DEVICE_BYTES)) }).unwrap();
     }
 
     fn command(&mut self, me: usize, command: Command) -> Result<(), Refusal> {

@@ -9,11 +9,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use engine::*;
-use metadata::layout::{Geometry, Layout, Placement};
-use metadata::superblock::Superblock;
 use types::*;
 
 use super::config;
+use super::fresh_disk::fresh_disk;
 
 /// Virtual time of one turn.
 const TURN: Duration = Duration::from_micros(50);
@@ -97,7 +96,7 @@ impl<D: Doors> Rig<D> {
             commands: 0,
         };
         for me in 0..count {
-            rig.command(me, Command::Attach { volume: VOLUME, disk: Box::new(fresh_disk()) });
+            rig.command(me, Command::Attach { volume: VOLUME, disk: Box::new(fresh_disk(DEVICE_BYTES)) });
         }
         for me in 0..count {
             for peer in all.iter().copied().filter(|peer| *peer != node(me)) {
@@ -231,20 +230,5 @@ impl Node {
     fn buffer(&mut self) -> PayloadId {
         self.buffers = self.buffers.wrapping_add(1);
         PayloadId(self.buffers)
-    }
-}
-
-/// Just made by `create-md`.
-fn fresh_disk() -> AttachedDisk {
-    let geometry = Geometry::new(1);
-    let layout = Layout::compute(Placement::Internal, DEVICE_BYTES, geometry).expect("a size that fits metadata");
-    AttachedDisk {
-        superblock: Superblock::fresh(geometry, &layout),
-        bitmap: vec![0; layout.bitmap_bytes as usize],
-        al_blocks: vec![metadata::activity_log::INITIALISED; layout.al_blocks as usize],
-        data_bytes: layout.usable_bytes,
-        layout,
-        limits: BlockLimits::default(),
-        external_metadata: false,
     }
 }
