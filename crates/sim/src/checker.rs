@@ -156,8 +156,8 @@ impl World {
 
     /// Checker 11, rule GE-7: a Primary that has to read from a peer finds there what it had completed.
     /// Asked when the two become Established; a promotion by force is no excuse.
-    /// Does not check a Primary that is sync target, nor one that wrote by protocol A or B while it had a disk of its own:
-    /// it has lost that, and the table of promises says with what else a write is lost.
+    /// Does not check a Primary that wrote by protocol A or B while it had a disk of its own: it has lost that, and the
+    /// table of promises says with what else a write is lost. One that is sync target: [`World::check_kept_data`].
     pub(crate) fn check_shown_data(&mut self, id: NodeId, peer: NodeId, volume: VolumeNumber) {
         if !self.node(id).is_primary || self.untracked.contains(&(peer, volume)) {
             return;
@@ -176,6 +176,25 @@ impl World {
             self.complain(format!(
                 "{id:?}, Primary, goes on with the data of {peer:?}, which lacks what it had completed: {volume:?} sector \
                  {sector} holds write {value}, allowed {allowed:?}"
+            ));
+        }
+    }
+
+    /// The other half of checker 11: a Primary that was sync target holds at the end of the resync what it had completed,
+    /// before and meanwhile.
+    /// Does not check one that had written by protocol A or B: what it goes on with may lack that, and it was told.
+    fn check_kept_data(&mut self, id: NodeId, volume: VolumeNumber) {
+        let by_c = self.node_ids().into_iter().filter(|p| *p != id).all(|p| self.weakest(id, p) == Protocol::C);
+        if !self.node(id).is_primary || !by_c || self.untracked.contains(&(id, volume)) {
+            return;
+        }
+        let disk = &self.nodes[&id].disks[&volume];
+        let truth = self.truths.get(&volume).into_iter().flatten().find(|t| t.primary == Some(id));
+        let lacks = truth.and_then(|t| t.first_violation(disk).map(|v| (v, t.values(v.0))));
+        if let Some(((sector, value), allowed)) = lacks {
+            self.complain(format!(
+                "{id:?}, Primary, calls its disk UpToDate, which lacks what it had completed: {volume:?} sector {sector} \
+                 holds write {value}, allowed {allowed:?}"
             ));
         }
     }
@@ -267,7 +286,8 @@ impl World {
         }
     }
 
-    pub(crate) fn became_up_to_date(&mut self, id: NodeId, _volume: VolumeNumber) {
+    pub(crate) fn became_up_to_date(&mut self, id: NodeId, volume: VolumeNumber) {
+        self.check_kept_data(id, volume);
         for peer in self.node_ids().into_iter().filter(|p| *p != id) {
             self.may_be_together(id, peer);
         }
