@@ -53,9 +53,13 @@ pub enum Leaning {
     Resync,
     /// Everything happens at the same moment.
     Ambush,
+    /// The Primary dies and stays away for a while: another node takes over.
+    FailOver,
+    /// A Primary that lives on its peers' disks, which lose power.
+    Borrowed,
 }
 
-pub const LEANINGS: [Leaning; 9] = [
+pub const LEANINGS: [Leaning; 11] = [
     Leaning::Anything,
     Leaning::Power,
     Leaning::Links,
@@ -65,6 +69,8 @@ pub const LEANINGS: [Leaning; 9] = [
     Leaning::Force,
     Leaning::Resync,
     Leaning::Ambush,
+    Leaning::FailOver,
+    Leaning::Borrowed,
 ];
 const LEANING_SHIFT: u32 = 48;
 /// A seed with this bit runs two nodes that speak the 8.4 dialect, otherwise like the seed without it.
@@ -125,6 +131,8 @@ pub struct Options {
     pub stall_every: Option<u64>,
     pub stall_time: u64,
     pub crash_every: Option<u64>,
+    /// Share of crashes that look for a Primary.
+    pub primary_per_mille: u32,
     pub restart_after: u64,
     pub power_loss_per_mille: u32,
     pub clean_stop_per_mille: u32,
@@ -207,6 +215,7 @@ impl Options {
             stall_every: on(rng, 200, 3 * SECOND, 30 * SECOND),
             stall_time: rng.pick(&[20 * MS, SECOND, 4 * SECOND, 30 * SECOND]),
             crash_every: on(rng, 700, 4 * SECOND, 40 * SECOND),
+            primary_per_mille: 0,
             restart_after: rng.pick(&[10 * MS, SECOND, 10 * SECOND]),
             power_loss_per_mille: some(rng, 400, 200),
             clean_stop_per_mille: some(rng, 500, 200),
@@ -331,6 +340,29 @@ impl Options {
                 self.down_time = rng.pick(&[MS, 200 * MS, 3 * SECOND]);
                 self.power_loss_per_mille = rng.pick(&[0, 500]);
             }
+            Leaning::FailOver => {
+                self.crash_every = mean(rng, 3 * SECOND, 15 * SECOND);
+                self.primary_per_mille = rng.pick(&[500, 1000]);
+                self.restart_after = rng.pick(&[SECOND, 10 * SECOND, 30 * SECOND]);
+                self.power_loss_per_mille = rng.pick(&[0, 50]);
+                self.protocol = rng.pick(&[Protocol::C, Protocol::B, Protocol::B, Protocol::A]);
+                self.spare_slots = u8::from(rng.chance(600));
+                self.work_every = rng.pick(&[2 * MS, 20 * MS]);
+                self.requests_max = 32;
+                self.read_per_mille = 50;
+                self.flush_per_mille = rng.pick(&[0, 30]);
+            }
+            Leaning::Borrowed => {
+                self.operator_every = mean(rng, SECOND, 4 * SECOND);
+                self.disks_per_mille = 700;
+                self.crash_every = mean(rng, SECOND, 8 * SECOND);
+                self.restart_after = rng.pick(&[10 * MS, SECOND]);
+                self.volatile_cache = true;
+                self.suspend_io = rng.chance(500);
+                self.work_every = rng.pick(&[2 * MS, 20 * MS]);
+                self.read_per_mille = rng.pick(&[50, 300]);
+                self.flush_per_mille = rng.pick(&[0, 30]);
+            }
         }
     }
 
@@ -364,6 +396,7 @@ impl Options {
             stall_every: None,
             stall_time: SECOND,
             crash_every: None,
+            primary_per_mille: 0,
             restart_after: SECOND,
             power_loss_per_mille: 0,
             clean_stop_per_mille: 0,

@@ -121,8 +121,7 @@ impl World {
         if self.whim.chance(self.options.power_loss_per_mille) {
             return self.power_loss();
         }
-        let ids = self.node_ids();
-        let node = self.whim.pick(&ids);
+        let node = self.whom_to_crash();
         if !self.node(node).is_running() {
             return;
         }
@@ -141,6 +140,15 @@ impl World {
             self.draw_crash(node, power)
         };
         self.act(action);
+    }
+
+    fn whom_to_crash(&mut self) -> NodeId {
+        let ids = self.node_ids();
+        let primary = ids.iter().copied().find(|id| self.node(*id).is_primary);
+        match primary.filter(|_| self.whim.chance(self.options.primary_per_mille)) {
+            Some(primary) => primary,
+            None => self.whim.pick(&ids),
+        }
     }
 
     fn draw_crash(&mut self, node: NodeId, power: bool) -> Action {
