@@ -112,9 +112,10 @@ impl Engine {
     }
 
     /// Writes that have their range ask for the activity log, in order. The first that gets no slot stops the queue,
-    /// so that none starves.
+    /// so that none starves. While the disk is being attached all wait: the log that they need is not there yet, and
+    /// the disk will be when they are let go.
     fn pump_log(&mut self, number: VolumeNumber) {
-        loop {
+        while self.volume(number).disk != DiskState::Attaching {
             let Some(writer) = self.volume(number).log_wanted.front().copied() else { return };
             let Some(range) = self.writer_range(writer) else {
                 self.volume_mut(number).log_wanted.pop_front();

@@ -211,6 +211,11 @@ impl PeerDevice {
         }
     }
 
+    /// It has a disk, and with that, as Primary, a log of what it writes.
+    pub fn has_log(&self) -> bool {
+        self.disk >= DiskState::Inconsistent && self.disk != DiskState::DUnknown
+    }
+
     pub fn is_syncing(&self) -> bool {
         use ReplicationState as R;
         matches!(self.replication, R::SyncSource | R::SyncTarget | R::PausedSyncS | R::PausedSyncT)

@@ -8,12 +8,11 @@
 //! Rule EP-2: a write of a later epoch starts only when all writes of earlier epochs are on stable storage, so a crash
 //! here leaves a prefix of the Primary's history.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use types::{BlockOp, ByteRange, DiskState, IoError, LinkId, NodeId, NodeSet, PayloadId, VolumeNumber};
+use types::{BlockOp, ByteRange, IoError, LinkId, NodeId, NodeSet, PayloadId, VolumeNumber};
 use wire::Message;
 use wire::message::{DataFlags, DataHead};
 
@@ -46,6 +45,8 @@ pub(crate) struct PeerWrite {
     pub due: bool,
     /// References on the activity log are held.
     pub in_log: bool,
+    /// The Primary had a disk, and so a log of its own that covers this, when it sent it (rule AL-5).
+    pub logged_there: bool,
     /// The link died before the disk was done with it: settle as soon as it comes back, for these nodes.
     pub orphan: Option<NodeSet>,
     /// The Primary was told that it is stable.
@@ -99,6 +100,7 @@ impl Engine {
         let device = self.device_mut(peer, number);
         device.received_bytes += head.range.len();
         device.unacked += 1;
+        let logged_there = device.has_log();
         let key = self.peer_writes.insert(PeerWrite {
             peer,
             link,
@@ -114,11 +116,14 @@ impl Engine {
             ranged: false,
             due: received.may_submit_now,
             in_log: false,
+            logged_there,
             orphan: None,
             confirmed: false,
             marked: NodeSet::EMPTY,
         });
-        self.volume_mut(number).writes_open += 1;
+        let volume = self.volume_mut(number);
+        volume.writes_open += 1;
+        volume.writes_logged_here += u64::from(!logged_there);
         self.peer_mut(peer).unacked.push_back(key);
         if received.may_submit_now {
             self.acknowledge_receipt(key);
@@ -385,7 +390,8 @@ impl Engine {
         }
         let volume = self.volume_mut(write.volume);
         volume.writes_open -= 1;
-        let last = volume.writes_open == 0;
+        volume.writes_logged_here -= u64::from(!write.logged_there);
+        let last = volume.writes_open == 0 || !write.logged_there && volume.writes_logged_here == 0;
         if in_sync && write.orphan.is_none() {
             volume.mark_in_sync(write.peer, write.range);
         }
@@ -405,12 +411,6 @@ impl Engine {
     /// what it sent (rule BM-4).
     pub(crate) fn peer_writes_lost(&mut self, peer: NodeId) {
         self.peer_mut(peer).held.clear();
-        // A Primary without a disk has no log either; one whose disk is being attached sent all this before it had one.
-        let writes_itself = self.peer(peer).volumes.iter().map(|(number, device)| {
-            let writes = device.disk >= DiskState::Inconsistent && device.disk != DiskState::DUnknown;
-            (*number, if writes { NodeSet::only(peer) } else { NodeSet::EMPTY })
-        });
-        let covered: BTreeMap<VolumeNumber, NodeSet> = writes_itself.collect();
         let entry = self.peer_mut(peer);
         entry.confirm.clear();
         entry.epoch_due = None;
@@ -418,24 +418,23 @@ impl Engine {
         entry.epoch_flushes = 0;
         let keys: Vec<Key> = core::mem::take(&mut self.peer_mut(peer).unacked).into_iter().collect();
         for key in keys {
-            let number = self.peer_writes.get(key).expect("unacked names writes that exist").volume;
-            self.salvage(number);
             let write = self.peer_writes.get_mut(key).expect("unacked names writes that exist");
-            let range = write.range;
+            let (number, range) = (write.volume, write.range);
+            // A log that went with the Primary's disk, or that came after the write, does not cover it.
+            let covered = write.logged_there && self.peers[&peer].volumes[&number].has_log();
+            let covered = if covered { NodeSet::only(peer) } else { NodeSet::EMPTY };
+            let received = write.due && write.flags.has(DataFlags::SEND_RECEIVE_ACK);
             match write.stage {
-                Stage::Submitted => write.orphan = Some(covered[&number]),
-                Stage::Waiting
-                    if write.due && write.flags.has(DataFlags::SEND_RECEIVE_ACK) && !planted(Bug::ReceiptForgotten) =>
-                {
-                    write.orphan = Some(covered[&number]);
-                }
-                Stage::Done { .. } => self.forget_peer_write(key, covered[&number]),
+                Stage::Submitted => write.orphan = Some(covered),
+                Stage::Waiting if received && !planted(Bug::ReceiptForgotten) => write.orphan = Some(covered),
+                Stage::Done { .. } => self.forget_peer_write(key, covered),
                 Stage::Waiting => {
                     self.leave_queues(number, Writer::Peer(key));
                     self.give_range_back(number, RangeOwner::PeerWrite(key), range);
-                    self.forget_peer_write(key, covered[&number]);
+                    self.forget_peer_write(key, covered);
                 }
             }
+            self.salvage(number);
         }
     }
 

@@ -192,16 +192,17 @@ impl Engine {
     }
 
     /// Rule AL-5: the only node that shares this disk's data is a Primary with a disk. Whatever it sends here is hot in
-    /// its own log, or in its bitmap: a second record adds nothing. (DRBD's rule for the flag, docs/ondisk.md.)
+    /// its own log, or in its bitmap: a second record adds nothing. (DRBD's rule for the flag, docs/ondisk.md.) What it
+    /// sent before it had a disk is in no log but this one.
     fn only_the_primary_logs(&self, number: VolumeNumber) -> bool {
-        let Some(backing) = &self.volume(number).backing else { return false };
-        if self.is_primary() || backing.superblock.max_peers != 1 {
+        let volume = self.volume(number);
+        let Some(backing) = &volume.backing else { return false };
+        if self.is_primary() || backing.superblock.max_peers != 1 || volume.writes_logged_here > 0 {
             return false;
         }
         self.peers.values().any(|peer| {
-            let disk = peer.volumes.get(&number).map_or(DiskState::DUnknown, |d| d.disk);
+            let logs = peer.volumes.get(&number).is_some_and(|device| device.has_log());
             let slot = backing.superblock.peers[peer.id.index()].slot.is_some();
-            let logs = disk >= DiskState::Inconsistent && disk != DiskState::DUnknown;
             slot && peer.is_connected() && peer.role == Role::Primary && logs
         })
     }

@@ -107,6 +107,8 @@ pub(crate) struct Volume {
     pub sweep: Option<Sweep>,
     /// Writes of the application and of peers that are not forgotten yet.
     pub writes_open: u64,
+    /// Of these, a peer's that no log of its own covers: it had no disk when it sent them.
+    pub writes_logged_here: u64,
     pub counters: Counters,
 }
 
@@ -188,6 +190,7 @@ impl Volume {
             bitmap_due: None,
             sweep: None,
             writes_open: 0,
+            writes_logged_here: 0,
             counters: Counters::default(),
         }
     }
