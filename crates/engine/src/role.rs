@@ -13,7 +13,7 @@ use crate::connect::End;
 use crate::generation::PROMOTED;
 use crate::planted::{Bug, planted};
 use crate::state::Deferred;
-use crate::twophase::Change;
+use crate::twophase::{Change, Wanted};
 use crate::volume::Lineage;
 use crate::{Engine, IoKind};
 
@@ -311,6 +311,23 @@ impl Engine {
         }
     }
 
+    /// For what a lost peer still has on its way to the disks, and for disks whose state is not known yet.
+    fn promotion_has_to_wait(&self) -> bool {
+        self.has_orphaned_writes() || self.is_attaching()
+    }
+
+    /// The last word before a change starts, and before it is committed: a peer may have been lost since it was wanted,
+    /// and left writes behind. Puts such a promotion back and says so.
+    pub(crate) fn put_back(&mut self, wanted: &Wanted) -> bool {
+        let Change::Promote { force } = wanted.change else { return false };
+        if !self.promotion_has_to_wait() {
+            return false;
+        }
+        let command = wanted.command.expect("only a command promotes");
+        self.role_change = Some(RoleChange::AwaitingDisks { command, force });
+        true
+    }
+
     pub(crate) fn role_change_refused(&mut self, _refusal: &Refusal) {
         self.role_change = None;
         for number in self.volume_numbers() {
@@ -322,9 +339,7 @@ impl Engine {
     /// Part of `settle`. Returns whether the change got further.
     pub(crate) fn advance_role_change(&mut self) -> bool {
         match self.role_change.take() {
-            Some(RoleChange::AwaitingDisks { command, force })
-                if !self.has_orphaned_writes() && !self.is_attaching() =>
-            {
+            Some(RoleChange::AwaitingDisks { command, force }) if !self.promotion_has_to_wait() => {
                 self.role_change = Some(RoleChange::Promoting);
                 self.want_change(Change::Promote { force }, Some(command));
                 true

@@ -131,9 +131,9 @@ enum Vote {
     Retry,
 }
 
-struct Wanted {
-    change: Change,
-    command: Option<CommandId>,
+pub(crate) struct Wanted {
+    pub change: Change,
+    pub command: Option<CommandId>,
     not_before: Time,
     tries: u32,
 }
@@ -214,6 +214,9 @@ impl Engine {
 
     fn prepare(&mut self, wanted: Wanted) {
         let change = wanted.change;
+        if self.put_back(&wanted) {
+            return;
+        }
         if let Err(refusal) = self.check_own(change) {
             return self.change_refused(wanted, refusal);
         }
@@ -329,6 +332,9 @@ impl Engine {
                 next_step: "see the peer's state and log: a Primary, an open device or a running resync refuses",
             };
             return self.change_refused(own.wanted, refusal);
+        }
+        if self.put_back(&own.wanted) {
+            return self.tell_decision(&own, false, 0);
         }
         // Since it was asked a disk may have failed, a peer may have gone.
         if let Err(refusal) = self.check_own(change) {
