@@ -155,7 +155,7 @@ impl World {
     }
 
     /// Checker 11, rule GE-7: a Primary that has to read from a peer finds there what it had completed.
-    /// Asked when the two become Established; a promotion by force is no excuse.
+    /// Asked when the two become Established, and when the peer's disk becomes good; a promotion by force is no excuse.
     /// Does not check a Primary that wrote by protocol A or B while it had a disk of its own: it has lost that, and the
     /// table of promises says with what else a write is lost. One that is sync target: [`World::check_kept_data`].
     pub(crate) fn check_shown_data(&mut self, id: NodeId, peer: NodeId, volume: VolumeNumber) {
@@ -166,7 +166,11 @@ impl World {
         let (own, device) = (&status.volumes[&volume], &status.peers[&peer].volumes[&volume]);
         let reads_there = own.disk != DiskState::UpToDate && device.disk == DiskState::UpToDate;
         let whole = self.weakest(id, peer) == Protocol::C || own.diskless_configured;
-        if !reads_there || device.replication != ReplicationState::Established || !whole {
+        if !reads_there || device.replication != ReplicationState::Established {
+            return;
+        }
+        self.goes_on_with(id, peer, volume);
+        if !whole {
             return;
         }
         let truth = self.truths.get(&volume).into_iter().flatten().find(|t| t.primary == Some(id));
@@ -185,7 +189,9 @@ impl World {
     /// Does not check one that had written by protocol A or B: what it goes on with may lack that, and it was told.
     fn check_kept_data(&mut self, id: NodeId, volume: VolumeNumber) {
         let by_c = self.node_ids().into_iter().filter(|p| *p != id).all(|p| self.weakest(id, p) == Protocol::C);
-        if !self.node(id).is_primary || !by_c || self.untracked.contains(&(id, volume)) {
+        // A disk that is attached and found to be behind was that for no more than one event.
+        let is_good = self.status(id).is_some_and(|s| s.volumes[&volume].disk == DiskState::UpToDate);
+        if !self.node(id).is_primary || !is_good || !by_c || self.untracked.contains(&(id, volume)) {
             return;
         }
         let disk = &self.nodes[&id].disks[&volume];
@@ -353,10 +359,11 @@ impl World {
         }
     }
 
-    /// Nothing on the way anywhere: a third node's writes reach two others at different times.
+    /// Nothing on the way anywhere: a third node's writes reach two others at different times. Nor in an engine: a write
+    /// under A may wait for a peer's log after it completed.
     fn is_quiet(&self) -> bool {
         let idle = |node: &Node| {
-            !node.is_frozen && node.requests.is_empty() && node.disks.values().all(|d| d.in_flight() == 0)
+            !node.is_frozen && node.payloads.is_empty() && node.disks.values().all(|d| d.in_flight() == 0)
         };
         let silent = |link: &Link| !link.carries_anything(self.now);
         self.nodes.values().all(idle) && self.net.links.values().all(silent)

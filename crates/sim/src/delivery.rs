@@ -301,6 +301,9 @@ impl World {
                 self.may_be_together(id, peer);
                 self.check_shown_data(id, peer, volume);
             }
+            EngineEvent::PeerDisk { peer, volume, to: DiskState::UpToDate, .. } => {
+                self.check_shown_data(id, peer, volume);
+            }
             EngineEvent::Connection { .. } => self.check_one_primary(id),
             EngineEvent::Disk { volume, to: DiskState::UpToDate, .. } => self.became_up_to_date(id, volume),
             _ => {}

@@ -20,7 +20,9 @@ const USAGE: &str = "usage: sim --seeds N [--from S]       seeds S to S+N-1, eac
        sim --scenario FILE [--trace]  a run that was written down
        sim --shrink S|FILE [--to FILE] [--runs N]  makes a failing run small
        with --v84: two nodes that speak the 8.4 dialect (the seed gets bit 62)
-       sim --planted N [--all | --bug NAME] (built with the feature `planted`): each planted bug, in at most N seeds
+       built with the feature `planted`:
+       sim --planted N [--all | --bug NAME]  looks for each planted bug, or one, in at most N seeds
+       with --bug NAME everything else runs with this bug
 With --seeds and --seconds: --save DIR writes each failing run down, --table prints all that was reached";
 /// Failing seeds that are printed before the run stops looking.
 const FAILURES_MAX: usize = 200;
@@ -54,6 +56,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let (Some(name), None) = (&arguments.bug, arguments.planted)
+        && let Err(error) = plant(name)
+    {
+        eprintln!("{error}\n{USAGE}");
+        return ExitCode::from(2);
+    }
     let result = match &arguments {
         Arguments { planted: Some(limit), .. } => find_planted(*limit, arguments.bug.as_deref(), arguments.all),
         Arguments { seed: Some(seed), .. } => Ok(one(*seed, arguments.trace)),
@@ -107,9 +115,22 @@ fn find_planted(limit: u64, bug: Option<&str>, all: bool) -> Result<ExitCode, St
     }
 }
 
+#[cfg(feature = "planted")]
+fn plant(bug: &str) -> Result<(), String> {
+    sim::planted::plant_one(bug)
+}
+
+#[cfg(not(feature = "planted"))]
+const NONE_PLANTED: &str = "this program has no bugs planted: build it with `--features planted`";
+
 #[cfg(not(feature = "planted"))]
 fn find_planted(_: u64, _: Option<&str>, _: bool) -> Result<ExitCode, String> {
-    Err("this program has no bugs planted: build it with `--features planted`".into())
+    Err(NONE_PLANTED.into())
+}
+
+#[cfg(not(feature = "planted"))]
+fn plant(_: &str) -> Result<(), String> {
+    Err(NONE_PLANTED.into())
 }
 
 // ---------------------------------------------------------------------------------------------- one run

@@ -26,10 +26,20 @@ const HIDDEN: [Bug; 6] = [
     Bug::ReceiptForgotten,
 ];
 
+/// For the whole process.
+pub fn plant_one(name: &str) -> Result<(), String> {
+    plant(Some(by_name(name)?));
+    Ok(())
+}
+
+fn by_name(name: &str) -> Result<Bug, String> {
+    let named = |bug: &Bug| format!("{bug:?}") == name;
+    ALL.into_iter().find(named).ok_or_else(|| format!("no planted bug is called {name}: {ALL:?}"))
+}
+
 /// Looks for the one bug of this name.
 pub fn find_one(name: &str, limit: u64) -> Result<ExitCode, String> {
-    let named = |bug: &Bug| format!("{bug:?}") == name;
-    let bug = ALL.into_iter().find(named).ok_or_else(|| format!("no planted bug is called {name}: {ALL:?}"))?;
+    let bug = by_name(name)?;
     std::panic::set_hook(Box::new(|_| {}));
     Ok(if is_found(bug, limit) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

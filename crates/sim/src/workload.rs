@@ -421,16 +421,16 @@ impl World {
         }
     }
 
-    /// A Primary without good data of its own found what it had shown on `source`, which may have been promoted itself in
-    /// between and written nothing: one line again. (Checker 11 sees to it that it is the same.)
-    fn goes_on_with(&mut self, primary: NodeId, source: NodeId, volume: VolumeNumber) {
+    /// A Primary without good data of its own lives on `source` from here on, which may have been promoted itself in
+    /// between and written nothing: one line again, whatever else the source is promised to hold. (Checker 11 sees to it
+    /// that it is the same.)
+    pub(crate) fn goes_on_with(&mut self, primary: NodeId, source: NodeId, volume: VolumeNumber) {
         let disk = &self.nodes[&source].disks[&volume];
         let truths = self.truths.entry(volume).or_default();
         let Some(line) = truths.iter_mut().find(|t| t.primary == Some(primary)) else { return };
-        if line.first_violation(disk).is_some() {
-            return;
+        if line.first_violation(disk).is_none() {
+            line.complete_on.insert(source);
         }
-        line.complete_on.insert(source);
         for truth in truths.iter_mut().filter(|t| t.primary != Some(primary)) {
             truth.complete_on.remove(&source);
             truth.durable_on.remove(&source);
