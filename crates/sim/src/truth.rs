@@ -156,14 +156,16 @@ impl Truth {
         self.sectors.keys().copied()
     }
 
-    /// Whether `disk` holds something older than what this line promises. Newer is what another line wrote over it;
-    /// `discards`: zeroes may be that too.
-    pub fn is_behind(&self, disk: &Disk, discards: bool) -> bool {
-        self.sectors.iter().any(|(sector, entries)| {
-            let value = disk.stamp(*sector);
-            let newest = entries.iter().map(|e| e.value).max().unwrap_or(0);
-            !self.allows(*sector, value) && value < newest && !(discards && value == 0)
-        })
+    /// The first sector of `disk` that holds something older than what this line promises. Newer is what another line
+    /// wrote over it; `discards`: zeroes may be that too.
+    pub fn first_behind(&self, disk: &Disk, discards: bool) -> Option<(u64, Stamp)> {
+        let behind = |sector: u64, entries: &[Entry]| {
+            let value = disk.stamp(sector);
+            // What failed or was never answered is not promised.
+            let newest = entries.iter().filter(|e| e.completed.is_some()).map(|e| e.value).max().unwrap_or(0);
+            !self.allows(sector, value) && value < newest && !(discards && value == 0)
+        };
+        self.sectors.iter().find(|(s, e)| behind(**s, e)).map(|(s, _)| (*s, disk.stamp(*s)))
     }
 
     /// The first sector of `disk` that holds what no reader may see.

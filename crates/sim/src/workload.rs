@@ -399,13 +399,11 @@ impl World {
         for truth in truths.iter_mut() {
             let only_here = truth.durable_on.contains(&target) && !truth.durable_on.contains(&source);
             // Membership is what was promised; the source may have all of it beyond any promise.
-            let is_lost = |truth: &Truth| {
+            if only_here && truth.flushed > 0 && truth.durable_on.len() == 1 {
                 let mut durable = truth.clone();
                 durable.lose_unflushed();
-                durable.is_behind(disk, discards)
-            };
-            if only_here && truth.flushed > 0 && truth.durable_on.len() == 1 && is_lost(truth) {
-                lost = Some(truth.flushed);
+                let behind = durable.first_behind(disk, discards);
+                lost = behind.map(|(sector, value)| (sector, value, durable.values(sector))).or(lost);
             }
             truth.complete_on.remove(&target);
             truth.durable_on.remove(&target);
@@ -413,10 +411,10 @@ impl World {
         if self.nodes[&target].is_primary {
             self.goes_on_with(target, source, volume);
         }
-        if let (Some(flushed), false) = (lost, excused) {
+        if let (Some((sector, value, allowed)), false) = (lost, excused) {
             self.complain(format!(
-                "{target:?} {volume:?} becomes target of {source:?}, which lacks {flushed} acknowledged and flushed writes \
-                 that only {target:?} holds: they are lost silently"
+                "{target:?} {volume:?} becomes target of {source:?}, which lacks acknowledged and flushed writes that only \
+                 {target:?} holds: they are lost silently; sector {sector} is write {value} there, allowed {allowed:?}"
             ));
         }
     }
