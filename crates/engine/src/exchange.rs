@@ -121,9 +121,6 @@ impl Engine {
         let mine = self.volume(number).current_uuid();
         // A missed end is a resync that is only put off until its source is UpToDate.
         let open = matches!(rule, Rule::SyncSourceMissedFinish | Rule::SyncSourcePeerMissedFinish);
-        if open && planted(Bug::BitsOfMissedEndDropped) {
-            self.drop_bits(peer, number);
-        }
         let compared = rule != Rule::NoDisk && !open && peer_disk >= DiskState::Negotiating;
         let equal = compared && mine.same(theirs) && !mine.is_just_created();
         if equal && rule != Rule::JustCreatedBoth {

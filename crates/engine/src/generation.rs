@@ -343,7 +343,7 @@ impl Engine {
         if receiving || becomes_source || disk != DiskState::UpToDate || backing.superblock.current_uuid.same(new) {
             return;
         }
-        if weak.contains(me) && !planted(Bug::GenerationFollowedByTheWeak) {
+        if weak.contains(me) {
             return self.fell_behind(peer, number);
         }
         let old = backing.superblock.current_uuid;

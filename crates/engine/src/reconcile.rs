@@ -30,8 +30,7 @@ pub(crate) fn reconcile_bits(
         rule: Rule::BitsAtEqualGenerations,
     };
     let bits = me.dirty_bits > 0 || peer.dirty_bits > 0;
-    let missed = matches!(decision.rule, Rule::SyncSourceMissedFinish | Rule::SyncSourcePeerMissedFinish);
-    if bits && (planted(Bug::BitsOfCrashDropped) || missed && planted(Bug::BitsOfMissedEndDropped)) {
+    if bits && planted(Bug::BitsOfCrashDropped) {
         return decision;
     }
     if bits && is_good(me) != is_good(peer) {

@@ -26,5 +26,5 @@ pub mod truth;
 pub mod workload;
 pub mod world;
 
-pub use run::{Outcome, run_scenario, run_seed, trace_seed};
+pub use run::{Outcome, run_scenario, run_seed, run_seed_with, trace_seed};
 pub use world::{Complaint, Stats, World};

@@ -11,17 +11,18 @@ use sim::run::open_findings;
 use sim::scenario::Scenario;
 use sim::shrink::Shrinker;
 use sim::steer::Steering;
-use sim::swarm::V84_SEED;
-use sim::{Outcome, Stats, run_scenario, run_seed, trace_seed};
+use sim::swarm::{Given, V84_SEED};
+use sim::{Outcome, Stats, run_scenario, run_seed_with, trace_seed};
 
 const USAGE: &str = "usage: sim --seeds N [--from S]       seeds S to S+N-1, each on its own merits
        sim --seconds N [--from S]     as many as fit, drawn towards what was rarely reached
        sim --seed S [--trace]         one seed, with its story
        sim --scenario FILE [--trace]  a run that was written down
        sim --shrink S|FILE [--to FILE] [--runs N]  makes a failing run small
+       with --given JSON: these options are not drawn, {\"pass_on\": true}
        with --v84: two nodes that speak the 8.4 dialect (the seed gets bit 62)
        built with the feature `planted`:
-       sim --planted N [--all | --bug NAME]  looks for each planted bug, or one, in at most N seeds
+       sim --planted N [--bug NAME]  looks for each planted bug, or one, in at most N seeds
        with --bug NAME everything else runs with this bug
 With --seeds and --seconds: --save DIR writes each failing run down, --table prints all that was reached";
 /// Failing seeds that are printed before the run stops looking.
@@ -43,9 +44,9 @@ struct Arguments {
     to: Option<PathBuf>,
     runs: Option<u64>,
     planted: Option<u64>,
-    all: bool,
     bug: Option<String>,
     v84: bool,
+    given: Given,
 }
 
 fn main() -> ExitCode {
@@ -63,8 +64,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let result = match &arguments {
-        Arguments { planted: Some(limit), .. } => find_planted(*limit, arguments.bug.as_deref(), arguments.all),
-        Arguments { seed: Some(seed), .. } => Ok(one(*seed, arguments.trace)),
+        Arguments { planted: Some(limit), .. } => find_planted(*limit, arguments.bug.as_deref()),
+        Arguments { seed: Some(seed), .. } => Ok(one(*seed, &arguments)),
         Arguments { scenario: Some(file), .. } => replay(file, arguments.trace),
         Arguments { shrink: Some(what), .. } => shrink(what, &arguments),
         Arguments { seeds: Some(_), .. } | Arguments { seconds: Some(_), .. } => Ok(many(&arguments)),
@@ -91,9 +92,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             "--scenario" => arguments.scenario = Some(text()?.into()),
             "--shrink" => arguments.shrink = Some(text()?),
             "--save" => arguments.save = Some(text()?.into()),
+            "--given" => arguments.given = Given::parse(&text()?)?,
             "--to" => arguments.to = Some(text()?.into()),
             "--bug" => arguments.bug = Some(text()?),
-            "--all" => arguments.all = true,
             "--v84" => arguments.v84 = true,
             "--table" => arguments.table = true,
             "--trace" => arguments.trace = true,
@@ -108,10 +109,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
 }
 
 #[cfg(feature = "planted")]
-fn find_planted(limit: u64, bug: Option<&str>, all: bool) -> Result<ExitCode, String> {
+fn find_planted(limit: u64, bug: Option<&str>) -> Result<ExitCode, String> {
     match bug {
         Some(name) => sim::planted::find_one(name, limit),
-        None => Ok(sim::planted::find(limit, all)),
+        None => Ok(sim::planted::find(limit)),
     }
 }
 
@@ -124,7 +125,7 @@ fn plant(bug: &str) -> Result<(), String> {
 const NONE_PLANTED: &str = "this program has no bugs planted: build it with `--features planted`";
 
 #[cfg(not(feature = "planted"))]
-fn find_planted(_: u64, _: Option<&str>, _: bool) -> Result<ExitCode, String> {
+fn find_planted(_: u64, _: Option<&str>) -> Result<ExitCode, String> {
     Err(NONE_PLANTED.into())
 }
 
@@ -135,10 +136,10 @@ fn plant(_: &str) -> Result<(), String> {
 
 // ---------------------------------------------------------------------------------------------- one run
 
-fn one(seed: u64, trace: bool) -> ExitCode {
-    let outcome = match trace {
-        true => tell(trace_seed(seed)),
-        false => run_seed(seed),
+fn one(seed: u64, arguments: &Arguments) -> ExitCode {
+    let outcome = match arguments.trace {
+        true => tell(trace_seed(seed, &arguments.given)),
+        false => run_seed_with(seed, &arguments.given),
     };
     println!("{}", summary(&outcome.stats));
     report(&outcome)
@@ -178,7 +179,7 @@ fn report(outcome: &Outcome) -> ExitCode {
 fn shrink(what: &str, arguments: &Arguments) -> Result<ExitCode, String> {
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = match what.parse::<u64>() {
-        Ok(seed) => run_seed(seed),
+        Ok(seed) => run_seed_with(seed, &arguments.given),
         Err(_) => run_scenario(&read(Path::new(what))?, false).0,
     };
     let (Err(failure), Some(scenario)) = (&outcome.result, outcome.scenario) else {
@@ -229,7 +230,7 @@ fn many(arguments: &Arguments) -> ExitCode {
                 Some(_) => steering.lock().expect("no worker panics while it steers").choose(number),
                 None => number,
             };
-            let outcome = run_seed(seed);
+            let outcome = run_seed_with(seed, &arguments.given);
             steering.lock().expect("no worker panics while it steers").learn(seed, &outcome.reached);
             let mut total = total.lock().expect("no worker panics while it counts");
             total.runs += 1;

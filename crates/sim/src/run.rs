@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::reached::Reached;
 use crate::scenario::Scenario;
+use crate::swarm::Given;
 use crate::world::{Stats, World};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,7 +30,12 @@ pub struct Outcome {
 }
 
 pub fn run_seed(seed: u64) -> Outcome {
-    go(seed, || World::new(seed, false)).0
+    run_seed_with(seed, &Given::default())
+}
+
+/// What is given is not drawn.
+pub fn run_seed_with(seed: u64, given: &Given) -> Outcome {
+    go(seed, || World::with_options(given.draw(seed), seed, false)).0
 }
 
 /// Seeds whose finding is written down and not mended: they are shown, and only new ones make a run fail.
@@ -39,8 +45,8 @@ pub fn open_findings() -> Vec<u64> {
 }
 
 /// The same run with its story.
-pub fn trace_seed(seed: u64) -> (Outcome, Vec<String>) {
-    go(seed, || World::new(seed, true))
+pub fn trace_seed(seed: u64, given: &Given) -> (Outcome, Vec<String>) {
+    go(seed, || World::with_options(given.draw(seed), seed, true))
 }
 
 pub fn run_scenario(scenario: &Scenario, trace: bool) -> (Outcome, Vec<String>) {

@@ -90,6 +90,31 @@ pub fn leaning_index(seed: u64) -> usize {
     }
 }
 
+/// Options that are given, whatever a seed draws: `{"pass_on": true}`.
+#[derive(Clone, Default)]
+pub struct Given(serde_json::Map<String, serde_json::Value>);
+
+impl Given {
+    pub fn parse(text: &str) -> Result<Given, String> {
+        let given = Given(serde_json::from_str(text).map_err(|e| format!("options {text}: {e}"))?);
+        given.over(&Options::calm()).map_err(|e| format!("options {text}: {e}"))?;
+        Ok(given)
+    }
+
+    pub fn draw(&self, seed: u64) -> Options {
+        let drawn = Options::draw(seed);
+        if self.0.is_empty() { drawn } else { self.over(&drawn).expect("tried when it was parsed") }
+    }
+
+    fn over(&self, drawn: &Options) -> Result<Options, String> {
+        let mut all = serde_json::to_value(drawn).expect("options are plain data");
+        for (name, value) in &self.0 {
+            *all.get_mut(name).ok_or_else(|| format!("there is no option {name}"))? = value.clone();
+        }
+        serde_json::from_value(all).map_err(|e| e.to_string())
+    }
+}
+
 /// Means are virtual nanoseconds between two events; `None`: never.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(default)]
@@ -264,11 +289,16 @@ impl Options {
     fn dawdle(&mut self, rng: &mut Rng) {
         let some = |rng: &mut Rng, per_mille, value: u32| if rng.chance(per_mille) { value } else { 0 };
         let share = rng.pick(&[20, 200]);
-        self.straggle_per_mille = some(rng, 300, share);
+        // What a lost Primary was told of and what its peer still has to do is a matter of the peer's log.
+        let (likely, of_metadata) = if self.leaning == Leaning::FailOver { (700, 600) } else { (300, 0) };
+        self.straggle_per_mille = some(rng, likely, share);
         self.straggle_time = rng.pick(&[20 * MS, 300 * MS, 2 * SECOND]);
         self.rest_per_mille = some(rng, 250, 20);
         self.rest_time = rng.pick(&[500 * MS, 5 * SECOND]);
         self.stragglers = rng.pick(&[Stragglers::All, Stragglers::Metadata, Stragglers::Data]);
+        if rng.chance(of_metadata) {
+            self.stragglers = Stragglers::Metadata;
+        }
         if self.straggle_per_mille > 0 && self.stragglers == Stragglers::Metadata {
             // Few operations, so that much should wait for them: for logs that miss often, with one of its own on each
             // side, behind the back of a receipt too.
@@ -428,5 +458,20 @@ impl Options {
             ping_int: 3 * SECOND,
             timeout: 3 * SECOND,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_is_not_drawn() {
+        let given = Given::parse(r#"{"protocol":"A","crash_every":5}"#).unwrap();
+        let options = given.draw(3);
+        assert_eq!((options.protocol, options.crash_every), (Protocol::A, Some(5)));
+        let drawn = Options::draw(3);
+        assert_eq!(Options { protocol: drawn.protocol, crash_every: drawn.crash_every, ..options }, drawn);
+        assert!(Given::parse(r#"{"protokol":"A"}"#).is_err() && Given::parse(r#"{"volumes":"two"}"#).is_err());
     }
 }

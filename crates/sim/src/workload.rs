@@ -121,7 +121,7 @@ impl World {
             _ => None,
         };
         if op.is_write() {
-            self.truth_of(id, volume).submit(range, stamp, moment);
+            self.write_submitted(id, volume, range, stamp);
             for pending in self.node_mut(id).requests.values_mut() {
                 let touched = pending.volume == volume && pending.range.overlaps(range);
                 if let (true, Some(expect)) = (touched, &mut pending.expect) {
@@ -134,6 +134,22 @@ impl World {
         let pending = Pending { volume, op, range, payload, submitted: moment, stamp, expect, since };
         self.node_mut(id).requests.insert(request, pending);
         self.input(id, Input::Submit { request, volume, op, range, payload });
+    }
+
+    /// It may be on each disk that this Primary writes to from now on, also where another line counts on that disk.
+    fn write_submitted(&mut self, id: NodeId, volume: VolumeNumber, range: ByteRange, stamp: Stamp) {
+        let moment = self.moment;
+        self.truth_of(id, volume).submit(range, stamp, moment);
+        if self.truths[&volume].len() == 1 {
+            return;
+        }
+        let Some(status) = self.status(id) else { return };
+        let (fed, _) = self.holders(id, volume, &status, true);
+        for truth in self.truths.entry(volume).or_default().iter_mut().filter(|t| t.primary != Some(id)) {
+            if fed.iter().any(|node| truth.complete_on.contains(node) || truth.durable_on.contains(node)) {
+                truth.submit(range, stamp, moment);
+            }
+        }
     }
 
     pub(crate) fn completed(

@@ -8,8 +8,8 @@ use sim::{run_scenario, run_seed, trace_seed};
 #[test]
 fn the_same_seed_gives_the_same_trace_to_the_byte() {
     for seed in [3, 4, 9, 12] {
-        let (first, story) = trace_seed(seed);
-        let (second, again) = trace_seed(seed);
+        let (first, story) = trace_seed(seed, &Default::default());
+        let (second, again) = trace_seed(seed, &Default::default());
         assert!(story.len() > 100, "seed {seed} tells nothing");
         let differs = story.iter().zip(&again).position(|(a, b)| a != b);
         assert_eq!(differs, None, "seed {seed} differs at this line");
