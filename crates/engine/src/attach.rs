@@ -46,7 +46,17 @@ impl Engine {
                 self.refuse(id, refusal);
                 self.emit(Effect::CloseDisk { volume: number });
             }
-            Ok(backing) => {
+            Ok(backing) if self.shows_what_may_be_newer(number, &backing) && !self.can_leave_behind(number) => {
+                let state =
+                    format!("volume {number}: this Primary shows a peer's data, the disk may not have all of it");
+                let next = "connect that peer first: the disk is resynchronised from it; or demote this node";
+                self.refuse(id, attach_refusal(-150, "ERR_DATA_NOT_CURRENT", state, next));
+                self.emit(Effect::CloseDisk { volume: number });
+            }
+            Ok(mut backing) => {
+                if self.shows_what_may_be_newer(number, &backing) {
+                    self.leave_behind(number, &mut backing);
+                }
                 let volume = self.volume_mut(number);
                 volume.crashed_primary = backing.superblock.flags.contains(DeviceFlags::CRASHED_PRIMARY);
                 volume.backing = Some(backing);
@@ -60,6 +70,26 @@ impl Engine {
                 self.when_durable(number, Deferred::AttachReady);
             }
         }
+    }
+
+    /// Rule GE-8: this Primary has shown a peer's data of the disk's generation. The disk may have lost some of it in a
+    /// crash, and by its flags and bits it would count as the better one.
+    fn shows_what_may_be_newer(&self, number: VolumeNumber, backing: &Backing) -> bool {
+        let volume = self.volume(number);
+        let same = !volume.exposed_uuid.is_zero() && volume.exposed_uuid.same(backing.superblock.current_uuid);
+        self.is_primary() && same && !volume.shows_own_disk
+    }
+
+    /// A peer that has the data will be asked what it thinks of the disk, and takes a generation from here.
+    fn can_leave_behind(&self, number: VolumeNumber) -> bool {
+        self.up_to_date_peer(number).is_some() && !self.follows_an_84_peer()
+    }
+
+    /// The disk counts as Outdated, and the data in use gets a generation that the disk does not have.
+    fn leave_behind(&mut self, number: VolumeNumber, backing: &mut Backing) {
+        backing.superblock.flags.set(DeviceFlags::WAS_UP_TO_DATE, false);
+        backing.superblock.flags.set(DeviceFlags::CRASHED_PRIMARY, false);
+        self.begin_generation(number, "a disk is attached");
     }
 
     /// What was compared with the peers was another disk, or this one before it lost its cache.

@@ -419,6 +419,7 @@ impl Engine {
         for number in self.volume_numbers() {
             let volume = self.volume_mut(number);
             volume.generation_due = None;
+            volume.shows_own_disk = false;
             if volume.backing.is_some() {
                 volume.exposed_uuid = Uuid::ZERO;
             }

@@ -320,8 +320,10 @@ impl Engine {
             Some(theirs) => (theirs, None),
             None => return,
         };
+        let own = good && self.is_primary();
         let volume = self.volume_mut(number);
         volume.exposed_uuid = shown;
+        volume.shows_own_disk = own;
         volume.shown_before = before.map(|before| (shown, before));
     }
 

@@ -64,6 +64,8 @@ pub(crate) struct Volume {
     pub exposed_bytes: u64,
     /// Generation of the data that a diskless node shows.
     pub exposed_uuid: Uuid,
+    /// As Primary: it is what was on its own disk when that went, whoever has served it since.
+    pub shows_own_disk: bool,
     /// That generation and the one before it, if the disk went before the new one was known to be on it.
     pub shown_before: Option<(Uuid, Uuid)>,
     /// What the disk was that went, failed or detached: nothing older takes its place unasked (rule GE-8).
@@ -168,6 +170,7 @@ impl Volume {
             backing: None,
             exposed_bytes: 0,
             exposed_uuid: Uuid::ZERO,
+            shows_own_disk: false,
             shown_before: None,
             last_disk: None,
             generation_due: None,
