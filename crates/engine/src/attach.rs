@@ -64,6 +64,7 @@ impl Engine {
                 volume.command = Some(id);
                 self.show_generation_before(number);
                 self.forget_comparisons(number);
+                self.forget_proofs(number);
                 self.set_disk(number, DiskState::Attaching, "attach");
                 self.determine_first_size(number);
                 self.volume_mut(number).backing.as_mut().expect("set above").touch();
@@ -96,6 +97,20 @@ impl Engine {
     fn forget_comparisons(&mut self, number: VolumeNumber) {
         for peer in self.peer_ids() {
             self.device_mut(peer, number).reconnect = false;
+        }
+    }
+
+    /// What is acknowledged from here on and was sent before says nothing of a bit that this disk brings: it may stand for
+    /// a later write, which did not get to the end of its way (rule BM-2).
+    fn forget_proofs(&mut self, number: VolumeNumber) {
+        for write in self.writes.values_mut().filter(|w| w.volume == number) {
+            write.legs.iter_mut().for_each(|leg| leg.may_set_in_sync = false);
+        }
+        for write in self.peer_writes.values_mut().filter(|w| w.volume == number) {
+            write.proves = false;
+        }
+        for served in self.served.values_mut().filter(|s| s.volume == number) {
+            served.superseded = true;
         }
     }
 

@@ -47,6 +47,8 @@ pub(crate) struct PeerWrite {
     pub in_log: bool,
     /// The Primary had a disk, and so a log of its own that covers this, when it sent it (rule AL-5).
     pub logged_there: bool,
+    /// With it both have the blocks: the Primary says so, and this disk was not exchanged since.
+    pub proves: bool,
     /// The link died before the disk was done with it: settle as soon as it comes back, for these nodes.
     pub orphan: Option<NodeSet>,
     /// The Primary was told that it is stable.
@@ -117,6 +119,7 @@ impl Engine {
             due: received.may_submit_now,
             in_log: false,
             logged_there,
+            proves: head.flags.has(DataFlags::MAY_SET_IN_SYNC),
             orphan: None,
             confirmed: false,
             marked: NodeSet::EMPTY,
@@ -383,7 +386,7 @@ impl Engine {
         let ok = write.stage == (Stage::Done { ok: true });
         // Bits that were marked for a bitmap exchange stand for later writes too: the resync clears them.
         let proven = has_it.contains(write.peer) && !write.marked.contains(write.peer);
-        let in_sync = ok && write.flags.has(DataFlags::MAY_SET_IN_SYNC) && proven;
+        let in_sync = ok && write.proves && proven;
         if write.stage != Stage::Waiting {
             let keep = if ok { has_it.union(write.marked) } else { NodeSet::EMPTY };
             self.mark_all_but(write.volume, keep, write.range);

@@ -32,7 +32,7 @@ pub(crate) struct Served {
     pub kind: ServedKind,
     reading: bool,
     /// Bits were set for it since it was asked for: the acknowledgement does not disprove them.
-    superseded: bool,
+    pub superseded: bool,
     orphan: bool,
 }
 
