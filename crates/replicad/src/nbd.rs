@@ -422,7 +422,7 @@ impl Client {
             let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
             let entry = opcode::SendMsg::new(Fd(self.fd.as_raw_fd()), message).flags(flags).build();
             // SAFETY: the sender leaves what it gave out as it is until `sent`; payloads have an open use.
-            unsafe { ring.push(entry, Tag::new(Kind::NbdSend, key)) };
+            unsafe { ring.push_send(entry, Tag::new(Kind::NbdSend, key), self.sender.queued_bytes()) };
         }
         if self.receiving || self.leaving || !self.may_receive() {
             return;

@@ -76,8 +76,17 @@ pub struct Completion {
     pub result: i32,
 }
 
+/// The kernel takes a send of so many bytes at once, unless the peer does not read.
+const SMALL_SEND_BYTES: u64 = 16 << 10;
+/// How long a wait goes on for completions that should have been there at once.
+const SOON: Duration = Duration::from_millis(1);
+
 pub struct Ring {
     uring: IoUring,
+    /// Small sends since the last wait.
+    soon: usize,
+    /// The kernel can wait for more than one completion and be content with one after a while (6.12).
+    waits_for_more: bool,
     /// Taken out while entries were pushed, because the kernel had no room for more.
     early: Vec<Completion>,
 }
@@ -99,7 +108,8 @@ impl Ring {
                 "io_uring of this kernel cannot wait with a timeout; Linux 5.11 or newer is needed",
             ));
         }
-        Ok(Ring { uring, early: Vec::new() })
+        let waits_for_more = uring.params().is_feature_min_timeout();
+        Ok(Ring { uring, soon: 0, waits_for_more, early: Vec::new() })
     }
 
     /// # Safety
@@ -108,6 +118,17 @@ impl Ring {
     pub unsafe fn push(&mut self, entry: squeue::Entry, tag: Tag) {
         // SAFETY: the caller's promise.
         unsafe { self.push_tagged(entry.user_data(tag.to_bits())) };
+    }
+
+    /// A send of so many bytes. A small one is done while it is submitted, and nothing follows from that: the next wait
+    /// is for more. If the peer does not read and it is not, other completions may wait for it for [`SOON`].
+    ///
+    /// # Safety
+    /// As for `push`.
+    pub unsafe fn push_send(&mut self, entry: squeue::Entry, tag: Tag, bytes: u64) {
+        self.soon += usize::from(self.waits_for_more && bytes <= SMALL_SEND_BYTES);
+        // SAFETY: the caller's promise.
+        unsafe { self.push(entry, tag) };
     }
 
     /// An entry whose user data are the bits of a [`Tag`] already.
@@ -136,21 +157,25 @@ impl Ring {
     pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Completion>) {
         let ready = !self.early.is_empty() || !self.uring.completion().is_empty();
         out.append(&mut self.early);
+        let soon = std::mem::take(&mut self.soon);
         if ready || timeout == Some(Duration::ZERO) {
             self.submit_and_get_events(0, Some(Duration::ZERO));
         } else {
-            self.submit_and_get_events(1, timeout);
+            self.submit_and_get_events(1 + soon, timeout);
         }
         out.extend(completions(&mut self.uring));
     }
 
     fn submit_and_get_events(&mut self, want: usize, timeout: Option<Duration>) {
-        let result = match timeout {
-            None => self.uring.submit_and_wait(want),
-            Some(timeout) => {
-                let timeout = Timespec::from(timeout);
-                self.uring.submitter().submit_with_args(want, &SubmitArgs::new().timespec(&timeout))
-            }
+        let time = timeout.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if want > 1 {
+            args = args.min_wait_usec(SOON.as_micros() as u32);
+        }
+        let submitter = self.uring.submitter();
+        let result = match &time {
+            None => submitter.submit_with_args(want, &args),
+            Some(time) => submitter.submit_with_args(want, &args.timespec(time)),
         };
         match result {
             Ok(_) => {}
@@ -196,6 +221,29 @@ mod tests {
         }
         seen.sort_unstable();
         assert_eq!(seen, (0..COUNT).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_wait_is_for_more_than_small_sends() {
+        let mut ring = Ring::new(4).unwrap();
+        let tag = |slot| Tag::new(Kind::Wake, Key { slot, generation: 7 });
+        let time = Timespec::from(Duration::from_millis(5));
+        let nop = io_uring::opcode::Nop::new().build();
+        // SAFETY: a no-op names no memory; the time lives until the end of the test, which is after its completion.
+        unsafe {
+            ring.push_send(nop.clone(), tag(1), 0);
+            ring.push(io_uring::opcode::Timeout::new(&raw const time).build(), tag(2));
+        }
+        let mut out = Vec::new();
+        while !out.iter().any(|c: &Completion| c.tag == tag(2)) {
+            ring.wait(None, &mut out);
+        }
+        assert_eq!(out.len(), 2);
+        // Nothing else comes: the wait ends with what there is.
+        // SAFETY: as above.
+        unsafe { ring.push_send(nop, tag(3), 0) };
+        ring.wait(None, &mut out);
+        assert_eq!(out.last().unwrap().tag, tag(3));
     }
 
     #[test]

@@ -334,7 +334,7 @@ impl Stream {
             let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
             let entry = opcode::SendMsg::new(Fd(self.fd.as_raw_fd()), message).flags(flags).build();
             // SAFETY: the sender leaves what it gave out as it is until `sent`; payloads have an open use.
-            unsafe { ring.push(entry, Tag::new(Kind::PeerSend, key)) };
+            unsafe { ring.push_send(entry, Tag::new(Kind::PeerSend, key), self.sender.queued_bytes()) };
         } else if self.state != State::Open {
             self.write_closed = true;
             // If the peer closed first there is nothing to close any more.
