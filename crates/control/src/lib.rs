@@ -16,8 +16,8 @@ pub use framing::{FrameError, LINE_BYTES_MAX, LineBuffer, decode_line, encode_li
 pub use request::{Command, OptionWords, Request, Target, TargetError};
 pub use response::{Change, Reply, Response};
 pub use status::{
-    ConnectionReport, DeviceReport, Host, OwnConnectionKeys, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys, PathReport,
-    PeerDeviceReport, ResourceReport, StatusReport, SyncDetails,
+    ConnectionReport, DeviceReport, Host, LatencyReport, OwnConnectionKeys, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys,
+    PathReport, PeerDeviceReport, ResourceReport, StatusReport, SyncDetails,
 };
 
 /// Of this protocol. A daemon refuses other versions with [`Response::Error`].

@@ -78,6 +78,27 @@ pub struct OwnDeviceKeys {
     pub al_suspended: bool,
     /// `no`, `upper`, `lower` or `upper,lower`.
     pub blocked: String,
+    pub latency: LatencyReport,
+}
+
+/// How long the application's requests take on average, over the last thousands. Microseconds; missing: none yet.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct LatencyReport {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write: Option<f64>,
+    /// Of a write: before it is let in, then for the activity log and overlapping writes, then on the own disk. Beside
+    /// the disk it is with the peers: `write-answer` of each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_door: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_log: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_disk: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flush: Option<f64>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -200,6 +221,10 @@ pub struct SyncDetails {
 pub struct OwnPeerDeviceKeys {
     /// Text of the last handshake decision.
     pub decision: String,
+    /// How long the peer takes to answer a write of ours that waits for it, on average over the last thousands.
+    /// Microseconds; missing: none yet, as always under protocol A.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub write_answer: Option<f64>,
 }
 
 /// The one-line questions, answered from the status as DRBD 9's `drbdadm` does.

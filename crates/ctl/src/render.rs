@@ -80,6 +80,9 @@ pub fn status(resources: &[ResourceReport], detail: Detail) -> String {
         for connection in &report.connections {
             self::connection(&mut out, report, connection, detail);
         }
+        if detail.statistics {
+            report.devices.iter().for_each(|device| latency(&mut out, report, device));
+        }
         if !report.replicad.verdict.is_empty() {
             let _ = writeln!(out, "  => {}", report.replicad.verdict);
         }
@@ -220,6 +223,32 @@ fn progress(out: &mut String, report: &PeerDeviceReport, sync: &SyncDetails) {
     let _ = writeln!(out, " {:.2} MiB/s {time} left, {} to go", rate(sync), kib(report.out_of_sync));
 }
 
+/// `  => a write takes 310 us: door 2, log 15, disk 120, alice 290: longest alice`. The stages are explained in
+/// docs/performance.md.
+fn latency(out: &mut String, report: &ResourceReport, device: &DeviceReport) {
+    let own = &device.replicad.latency;
+    let only = report.devices.len() == 1 && device.volume == 0;
+    let volume = if only { String::new() } else { format!("volume {}: ", device.volume) };
+    if let Some(write) = own.write {
+        let stages = [("door", own.write_door), ("log", own.write_log), ("disk", own.write_disk)];
+        let mut stages: Vec<(&str, f64)> = stages.iter().filter_map(|(name, time)| Some((*name, (*time)?))).collect();
+        for connection in &report.connections {
+            let of_volume = connection.peer_devices.iter().find(|d| d.volume == device.volume);
+            let answer = of_volume.and_then(|d| d.replicad.as_ref()?.write_answer);
+            stages.extend(answer.map(|time| (connection.name.as_str(), time)));
+        }
+        let longest = stages.iter().max_by(|a, b| a.1.total_cmp(&b.1)).map_or("", |(name, _)| name);
+        let stages: Vec<String> = stages.iter().map(|(name, time)| format!("{name} {time:.0}")).collect();
+        let _ = writeln!(out, "  => {volume}a write takes {write:.0} us: {}: longest {longest}", stages.join(", "));
+    }
+    let others = [("read", own.read), ("flush", own.flush)];
+    let others: Vec<String> =
+        others.iter().filter_map(|(name, time)| Some(format!("a {name} takes {:.0} us", (*time)?))).collect();
+    if !others.is_empty() {
+        let _ = writeln!(out, "  => {volume}{}", others.join(", "));
+    }
+}
+
 /// The steadiest rate that is known: over two marks, over one, since the start.
 fn rate(sync: &SyncDetails) -> f64 {
     [sync.db1_dt1, sync.db0_dt0, sync.db_dt].into_iter().find(|rate| *rate > 0.0).unwrap_or(0.0)
@@ -236,6 +265,7 @@ fn kib(kib: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use control::{LatencyReport, OwnPeerDeviceKeys};
 
     /// DRBD's own tool printed these texts for the same values.
     fn fixture() -> Vec<ResourceReport> {
@@ -254,6 +284,30 @@ mod tests {
 
     fn without_ours(text: &str) -> String {
         text.lines().filter(|l| !l.starts_with("        [")).map(|l| format!("{l}\n")).collect()
+    }
+
+    #[test]
+    fn statistics_name_the_stage_that_takes_longest() {
+        let mut report = fixture().swap_remove(0);
+        let times = |write| LatencyReport {
+            write: Some(write),
+            write_door: Some(0.4),
+            write_log: Some(12.6),
+            write_disk: Some(120.0),
+            flush: Some(900.5),
+            ..LatencyReport::default()
+        };
+        let (volume, peer) = (report.devices[0].volume, report.connections[0].name.clone());
+        report.devices[0].replicad.latency = times(310.2);
+        let statistics = Detail { statistics: true, ..Detail::default() };
+        let text = status(std::slice::from_ref(&report), statistics);
+        assert!(text.contains("a write takes 310 us: door 0, log 13, disk 120: longest disk\n"), "{text}");
+        assert!(text.contains("=> a flush takes 900 us\n") || text.contains("a flush takes 901 us\n"), "{text}");
+        let answers = report.connections[0].peer_devices.iter_mut().find(|d| d.volume == volume).unwrap();
+        answers.replicad = Some(OwnPeerDeviceKeys { write_answer: Some(290.0), ..OwnPeerDeviceKeys::default() });
+        let text = status(std::slice::from_ref(&report), statistics);
+        assert!(text.contains(&format!("disk 120, {peer} 290: longest {peer}\n")), "{text}");
+        assert!(!status(&[report], Detail::default()).contains("takes"));
     }
 
     #[test]

@@ -478,6 +478,7 @@ pub struct VolumeStatus {
     pub requests_in_flight: u64,
     /// Bytes of writes that wait for the activity log.
     pub al_suspended: bool,
+    pub latency: crate::latency::Latency,
 }
 
 #[derive(Clone, Debug)]
@@ -552,4 +553,6 @@ pub struct PeerDeviceStatus {
     pub resynced_bytes: u64,
     /// Text of the last handshake decision.
     pub last_decision: String,
+    /// From sending a write until the peer's answer that it waits for: none under protocol A.
+    pub answer: crate::latency::Average,
 }

@@ -25,6 +25,7 @@ mod exchange;
 mod generation;
 pub mod handshake;
 mod in_sync;
+pub mod latency;
 mod meta;
 mod options;
 pub mod pacing;

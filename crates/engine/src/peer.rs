@@ -24,6 +24,7 @@ use crate::api::{AuthConfig, Effect, PeerConfig, Protocol, ResourceConfig};
 use crate::connect::Phase;
 use crate::epoch::{EpochId, Epochs};
 use crate::exchange::Exchange;
+use crate::latency::Average;
 use crate::progress::Marks;
 use crate::resync::Resync;
 use crate::slab::Key;
@@ -156,6 +157,8 @@ pub(crate) struct PeerDevice {
     pub received_bytes: u64,
     pub resynced_bytes: u64,
     pub last_decision: String,
+    /// What it takes to answer a write of ours that waits for it.
+    pub answer: Average,
 }
 
 /// How a write reaches a peer (docs/states.md "Who receives a write").
@@ -192,6 +195,7 @@ impl PeerDevice {
             received_bytes: 0,
             resynced_bytes: 0,
             last_decision: String::new(),
+            answer: Average::default(),
         }
     }
 

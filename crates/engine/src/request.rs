@@ -105,6 +105,9 @@ pub(crate) struct Write {
     /// Position in the stream after this write.
     pub dagtag: u64,
     pub epoch: u64,
+    /// The application asked for it.
+    pub since: Time,
+    /// It went to disk and peers; before that, it was let in.
     pub submitted: Time,
     /// References on the activity log are held.
     pub in_log: bool,
@@ -117,6 +120,7 @@ pub(crate) struct Read {
     pub volume: VolumeNumber,
     pub range: ByteRange,
     pub payload: PayloadId,
+    pub since: Time,
     pub at: ReadAt,
     /// Peers that could not answer.
     pub tried: NodeSet,
@@ -132,6 +136,7 @@ pub(crate) enum ReadAt {
 pub(crate) struct Flush {
     pub request: RequestId,
     pub volume: VolumeNumber,
+    pub since: Time,
     pub local: Local,
     /// Peer, link and the last barrier that must be acknowledged.
     pub waits: Vec<(NodeId, LinkId, u32)>,
@@ -148,7 +153,7 @@ impl Engine {
         range: ByteRange,
         payload: Option<PayloadId>,
     ) {
-        let parked = Parked { request, op, range, payload };
+        let parked = Parked { request, op, range, payload, since: self.now };
         let Some(volume) = self.volumes.get_mut(&number) else {
             return self.complete(parked, Err(IoError::Invalid));
         };
@@ -194,11 +199,15 @@ impl Engine {
             completed: false,
             dagtag: 0,
             epoch: 0,
+            since: parked.since,
             submitted: self.now,
             in_log: false,
             marked: NodeSet::EMPTY,
         });
-        self.volume_mut(number).writes_open += 1;
+        let door = self.now.since(parked.since);
+        let volume = self.volume_mut(number);
+        volume.writes_open += 1;
+        volume.latency.door.add(door);
         if self.take_range(number, RangeOwner::Application(key), parked.range) {
             self.range_granted(number, Writer::Application(key));
         }
@@ -225,9 +234,11 @@ impl Engine {
         write.legs = legs;
         write.dagtag = end;
         write.epoch = epoch;
+        let log = now.since(write.submitted);
         write.submitted = now;
         write.local = if writable { Local::Pending } else { Local::None };
         self.transfer_log.push_back(key);
+        self.volume_mut(number).latency.log.add(log);
         if writable {
             self.volume_mut(number).counters.written_bytes += range.len();
             self.disk(number, IoKind::Write(key), disk_write(op, range, payload));
@@ -319,7 +330,9 @@ impl Engine {
             Ok(()) => Local::Ok,
             Err(error) => Local::Failed(error),
         };
-        let (discard, range) = (write.op == BlockOp::Discard, write.range);
+        let (discard, range, submitted) = (write.op == BlockOp::Discard, write.range, write.submitted);
+        let took = self.now.since(submitted);
+        self.volume_mut(number).latency.disk.add(took);
         // A failed discard leaves bits behind, it does not condemn the disk.
         if result.is_err() && !discard {
             self.local_io_failed(number, "write failed");
@@ -336,10 +349,15 @@ impl Engine {
     pub(crate) fn leg_answer(&mut self, peer: NodeId, key: Key, state: LegState, in_sync: bool) {
         let Some(write) = self.writes.get_mut(key) else { return };
         let number = write.volume;
+        let took = self.now.since(write.submitted);
         let Some(leg) = write.legs.iter_mut().find(|l| l.peer == peer && !l.is_settled()) else { return };
+        let counts = leg.holds_up_completion();
         if leg.state == LegState::Sent
             && let Some(device) = self.peers.get_mut(&peer).and_then(|p| p.volumes.get_mut(&number))
         {
+            if counts {
+                device.answer.add(took);
+            }
             device.pending = device.pending.saturating_sub(1);
         }
         leg.state = state;
@@ -539,8 +557,12 @@ impl Engine {
             Some(result) => result,
             None => return self.close_epoch_of(write.epoch),
         };
-        let (request, range, epoch) = (write.request, write.range, write.epoch);
+        let (request, range, epoch, since) = (write.request, write.range, write.epoch, write.since);
         self.writes.get_mut(key).expect("looked at it just now").completed = true;
+        if result.is_ok() {
+            let took = self.now.since(since);
+            self.volume_mut(number).latency.write.add(took);
+        }
         self.emit(Effect::Complete { request, result });
         self.give_range_back(number, RangeOwner::Application(key), range);
         // What comes after this completion may depend on it: it belongs to a later epoch.
@@ -639,7 +661,14 @@ impl Engine {
             .collect();
         let writable = self.volume(number).is_writable();
         let local = if writable { Local::Pending } else { Local::None };
-        let key = self.flushes.insert(Flush { request: parked.request, volume: number, local, waits, unheard: false });
+        let key = self.flushes.insert(Flush {
+            request: parked.request,
+            volume: number,
+            since: parked.since,
+            local,
+            waits,
+            unheard: false,
+        });
         if writable {
             self.disk(number, IoKind::Flush(key), DiskOp::Flush);
         }
@@ -694,6 +723,10 @@ impl Engine {
                 _ if flush.unheard && !own => Err(IoError::Io),
                 _ => Ok(()),
             };
+            if result.is_ok() {
+                let took = self.now.since(flush.since);
+                self.volume_mut(flush.volume).latency.flush.add(took);
+            }
             self.emit(Effect::Complete { request: flush.request, result });
         }
     }
@@ -707,6 +740,7 @@ impl Engine {
             volume: number,
             range: parked.range,
             payload,
+            since: parked.since,
             at: ReadAt::Disk,
             tried: NodeSet::EMPTY,
         });
@@ -751,7 +785,12 @@ impl Engine {
         let read = self.reads.remove(key).expect("the caller holds it");
         self.emit(Effect::Complete { request: read.request, result });
         self.release(Some(read.payload));
-        self.volume_mut(read.volume).pump = true;
+        let took = self.now.since(read.since);
+        let volume = self.volume_mut(read.volume);
+        volume.pump = true;
+        if result.is_ok() {
+            volume.latency.read.add(took);
+        }
     }
 
     pub(crate) fn local_read_done(&mut self, key: Key, result: Result<(), IoError>) {

@@ -36,6 +36,7 @@ impl Engine {
             bitmap_writes: volume.counters.bitmap_writes,
             requests_in_flight: (volume.parked.len() + self.writes.len() + self.reads.len()) as u64,
             al_suspended: !volume.log_wanted.is_empty() || !volume.log_pending.is_empty(),
+            latency: volume.latency,
         }
     }
 
@@ -79,6 +80,7 @@ impl Engine {
             resync: marks.map(|m| m.progress(self.now, bits)),
             resynced_bytes: device.resynced_bytes,
             last_decision: device.last_decision.clone(),
+            answer: device.answer,
         }
     }
 }

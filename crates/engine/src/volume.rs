@@ -20,6 +20,7 @@ use crate::activity::ActivityLog;
 use crate::api::{CommandId, VolumeConfig};
 use crate::attach::Detach;
 use crate::in_sync::Sweep;
+use crate::latency::Latency;
 use crate::meta::MetaWriter;
 use crate::ranges::RangeSet;
 use crate::slab::Key;
@@ -34,6 +35,7 @@ pub(crate) struct Parked {
     pub op: BlockOp,
     pub range: ByteRange,
     pub payload: Option<PayloadId>,
+    pub since: Time,
 }
 
 /// A write that wants the activity log or a settled superblock: the application's, or a peer's.
@@ -112,6 +114,7 @@ pub(crate) struct Volume {
     /// Of these, a peer's that no log of its own covers: it had no disk when it sent them.
     pub writes_logged_here: u64,
     pub counters: Counters,
+    pub latency: Latency,
 }
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -195,6 +198,7 @@ impl Volume {
             writes_open: 0,
             writes_logged_here: 0,
             counters: Counters::default(),
+            latency: Latency::default(),
         }
     }
 

@@ -2,9 +2,10 @@
 
 use config::{Device, LocalResource, Peer};
 use control::{
-    ConnectionReport, DeviceReport, OwnConnectionKeys, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys, PathReport,
-    PeerDeviceReport, ResourceReport, SyncDetails,
+    ConnectionReport, DeviceReport, LatencyReport, OwnConnectionKeys, OwnDeviceKeys, OwnKeys, OwnPeerDeviceKeys,
+    PathReport, PeerDeviceReport, ResourceReport, SyncDetails,
 };
+use engine::latency::{Average, Latency};
 use engine::{PeerDeviceStatus, PeerStatus, Trouble, VolumeStatus};
 use types::{ConnectionState, DiskState, ReplicationState, Role, VolumeNumber};
 
@@ -74,6 +75,7 @@ fn device(number: VolumeNumber, status: &VolumeStatus, usage: &VolumeUse) -> Dev
             nbd_trouble: String::new(),
             al_suspended: status.al_suspended,
             blocked: "no".into(),
+            latency: latency(&status.latency),
         },
     }
 }
@@ -132,8 +134,26 @@ fn peer_device(number: VolumeNumber, status: &PeerDeviceStatus, size_bytes: u64,
             percent_resync_done: f64::from(progress.done_percent_hundredths) / 100.0,
             ..SyncDetails::default()
         }),
-        replicad: Some(OwnPeerDeviceKeys { decision: status.last_decision.clone() }),
+        replicad: Some(OwnPeerDeviceKeys {
+            decision: status.last_decision.clone(),
+            write_answer: micros(status.answer),
+        }),
     }
+}
+
+fn latency(of: &Latency) -> LatencyReport {
+    LatencyReport {
+        write: micros(of.write),
+        write_door: micros(of.door),
+        write_log: micros(of.log),
+        write_disk: micros(of.disk),
+        read: micros(of.read),
+        flush: micros(of.flush),
+    }
+}
+
+fn micros(average: Average) -> Option<f64> {
+    average.get().map(|time| hundredths(time.as_nanos() as f64 / 1000.0))
 }
 
 fn percent(part: u64, whole: u64) -> f64 {
