@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long)]
     skip_vm: bool,
     /// How long the simulator runs seeds that no run had before, seconds
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 300)]
     sim_seconds: u64,
     /// Seeds that every run does, from 0 on
     #[arg(long, default_value_t = 1500)]
@@ -202,7 +202,7 @@ fn simulate(log: &Path, budget: Duration, seeds: u64) -> Result<String> {
         fresh += SEEDS_AT_ONCE;
     }
     if fresh == 0 {
-        open += "SKIPPED: seeds that no run had before, until two hours of them find nothing: --sim-seconds 300\n";
+        open += "SKIPPED: seeds that no run had before (--sim-seconds 300)\n";
     }
     fs::write(log, open)?;
     Ok(format!(", {seeds} seeds, {fresh} fresh ones from {first}"))
