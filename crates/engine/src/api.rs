@@ -478,6 +478,7 @@ pub struct VolumeStatus {
     pub requests_in_flight: u64,
     /// Bytes of writes that wait for the activity log.
     pub al_suspended: bool,
+    /// How long the application's requests take.
     pub latency: crate::latency::Latency,
 }
 
