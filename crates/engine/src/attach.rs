@@ -63,6 +63,7 @@ impl Engine {
                 volume.last_disk = None;
                 volume.command = Some(id);
                 self.show_generation_before(number);
+                self.take_generation_back(number);
                 self.forget_comparisons(number);
                 self.forget_proofs(number);
                 self.set_disk(number, DiskState::Attaching, "attach");

@@ -342,8 +342,22 @@ impl Engine {
         match volume.shown_before.take() {
             Some((shown, before)) if volume.exposed_uuid.same(shown) && on_disk.same(before) => {
                 volume.exposed_uuid = on_disk;
+                self.generation_is_due(number, "a generation was given up");
             }
             _ => {}
+        }
+    }
+
+    /// A disk comes back that has what this Primary shows, while a peer may have the generation that was begun since, with
+    /// the same data: it is an older one from here on, and the next write begins another (rule GE-7).
+    pub(crate) fn take_generation_back(&mut self, number: VolumeNumber) {
+        let primary = self.is_primary();
+        let volume = self.volume_mut(number);
+        let Some(given_up) = volume.given_up.take() else { return };
+        let Some(backing) = volume.backing.as_mut().filter(|_| primary) else { return };
+        if backing.superblock.current_uuid.same(volume.exposed_uuid) {
+            backing.superblock.push_history(given_up);
+            self.generation_is_due(number, "a generation was given up");
         }
     }
 
@@ -423,7 +437,10 @@ impl Engine {
         let primary = self.is_primary();
         let volume = self.volume_mut(number);
         if primary && volume.disk != DiskState::UpToDate {
-            volume.exposed_uuid = theirs;
+            let shown = core::mem::replace(&mut volume.exposed_uuid, theirs);
+            if !shown.is_zero() && !shown.same(theirs) {
+                volume.given_up = Some(shown);
+            }
         }
     }
 

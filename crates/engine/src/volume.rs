@@ -70,6 +70,8 @@ pub(crate) struct Volume {
     pub shows_own_disk: bool,
     /// That generation and the one before it, if the disk went before the new one was known to be on it.
     pub shown_before: Option<(Uuid, Uuid)>,
+    /// Begun by this diskless Primary, and lost with the peer before that said that it has it. It may have.
+    pub given_up: Option<Uuid>,
     /// What the disk was that went, failed or detached: nothing older takes its place unasked (rule GE-8).
     pub last_disk: Option<Lineage>,
     /// A new generation has to begin before the next write is let in; why.
@@ -175,6 +177,7 @@ impl Volume {
             exposed_uuid: Uuid::ZERO,
             shows_own_disk: false,
             shown_before: None,
+            given_up: None,
             last_disk: None,
             generation_due: None,
             may_be_equal: NodeSet::EMPTY,
