@@ -157,6 +157,7 @@ pub enum Cmd {
         any: Any,
         #[arg(long, short)]
         verbose: bool,
+        /// What was moved, and how long requests take, stage by stage
         #[arg(long)]
         statistics: bool,
         /// Repeat every second until interrupted
