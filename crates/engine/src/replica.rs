@@ -199,7 +199,10 @@ impl Engine {
         if result.is_err() && write.op == BlockOp::Discard {
             // The Primary counts on equal copies: what this disk does not discard it writes.
             write.op = BlockOp::WriteZeroes { may_unmap: false, fua: false };
-            return self.submit_peer_write(key);
+            let volume = self.volume_mut(number);
+            volume.ready.push_back(Writer::Peer(key));
+            volume.pump = true;
+            return;
         }
         self.peer_write_settled(key, result.is_ok());
         if result.is_err() {
