@@ -42,8 +42,10 @@ pub(crate) fn reconcile_bits(
     }
     let knows = |side: &Side<'_>| side.dirty_bits > 0 && side.flags & uuid_flag::RECONNECT != 0;
     let tracked = |side: &Side<'_>| side.dirty_bits > 0 && side.flags & uuid_flag::TRACKED_BITS != 0;
-    // A Secondary that a Primary feeds has what the other one may have missed; two such learn it from the Primary.
-    let fed = |side: &Side<'_>| side.flags & uuid_flag::STABLE == 0;
+    // A Secondary that a third node feeds, the Primary, has what the other one may have missed; two such learn it from
+    // the Primary. One that is fed by the other side knows nothing better than that.
+    let without_primary = me.role != Role::Primary && peer.role != Role::Primary;
+    let fed = |side: &Side<'_>| without_primary && side.flags & uuid_flag::STABLE == 0;
     if fed(me) || fed(peer) {
         let told = (knows(me) || knows(peer)) && fed(me) != fed(peer);
         return if told { by_bitmap(fed(me)) } else { decision };
@@ -141,6 +143,17 @@ mod tests {
         let primary = Side { role: Role::Primary, ..side(0, 0) };
         assert_eq!(source([&tracked, &primary]), Some(1));
         assert_eq!(source([&primary, &tracked]), Some(0));
+    }
+
+    /// It came back to its Primary, whose own bits tell what it lacks.
+    #[test]
+    fn who_is_fed_by_the_other_side_is_not_its_source() {
+        let primary = Side { role: Role::Primary, ..side(9, uuid_flag::RECONNECT) };
+        let fed = Side { flags: 0, ..side(0, 0) };
+        assert_eq!(source([&primary, &fed]), Some(0));
+        assert_eq!(source([&fed, &primary]), Some(1));
+        let knows = side(9, uuid_flag::RECONNECT);
+        assert_eq!(source([&knows, &fed]), Some(1), "a third node feeds it");
     }
 
     #[test]
