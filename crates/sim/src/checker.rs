@@ -166,7 +166,9 @@ impl World {
         let (own, device) = (&status.volumes[&volume], &status.peers[&peer].volumes[&volume]);
         let reads_there = own.disk != DiskState::UpToDate && device.disk == DiskState::UpToDate;
         let whole = self.weakest(id, peer) == Protocol::C || own.diskless_configured;
-        if !reads_there || device.replication != ReplicationState::Established {
+        // It may not know yet that the peer is gone.
+        let together = device.replication == ReplicationState::Established && self.is_link_whole(id, peer);
+        if !reads_there || !together {
             return;
         }
         self.goes_on_with(id, peer, volume);
