@@ -21,7 +21,7 @@ const FOUND: [(Bug, &str); 15] = [
     (Bug::ReadBesideWrite, "log"),
     (Bug::ResyncBesideWrite, "log"),
     (Bug::TargetNotInconsistent, "log"),
-    (Bug::GenerationNotBegun, "log, spare slot"),
+    (Bug::GenerationNotBegun, "peer lost"),
     (Bug::GenerationNotDurable, "log, spare slot"),
     (Bug::BitmapRowSaysEqual, "alone"),
 ];
