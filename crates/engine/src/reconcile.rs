@@ -8,9 +8,9 @@ use crate::handshake::{BitmapUse, Decision, Link, Rule, Side, Strategy};
 use crate::planted::{Bug, planted};
 
 /// Equal generations, no reason to sync, but a side that never stopped has bits: it knows of blocks that the other
-/// lacks, whatever the generations say (rule BM-3). It is the source; of two such sides the Primary, then the lower id.
-/// Bits that a side has from before it stopped tell less: the Primary is source, then the side that alone has any, then
-/// the lower id.
+/// lacks, whatever the generations say (rule BM-3). Bits that a side has from before it stopped tell less, and count where
+/// nobody knows more. A Primary whose disk is in use is the source in every case; without one it is the side that alone has
+/// such bits, then the lower id.
 /// Both sides see both counts, so they agree. A kernel peer would not follow: there the bits just stay.
 pub(crate) fn reconcile_bits(
     decision: Decision,
@@ -56,15 +56,15 @@ pub(crate) fn reconcile_bits(
         _ => None,
     };
     let lower = link.me < link.peer;
-    match (knows(me), knows(peer)) {
-        (true, false) => by_bitmap(true),
-        (false, true) => by_bitmap(false),
-        (true, true) => by_bitmap(primary.unwrap_or(lower)),
-        // Who set them set them for what the other had not confirmed: that may be lost there.
-        (false, false) => match (tracked(me), tracked(peer)) {
-            (false, false) => decision,
-            (mine, its) => by_bitmap(primary.unwrap_or(if mine == its { lower } else { mine })),
-        },
+    // Who set older bits set them for what the other had not confirmed: that may be lost there.
+    let (mine, its) = match (knows(me), knows(peer)) {
+        (false, false) => (tracked(me), tracked(peer)),
+        known => known,
+    };
+    match (mine, its) {
+        (false, false) => decision,
+        // What an application works on does not change under it, whoever knows more.
+        _ => by_bitmap(primary.unwrap_or(if mine == its { lower } else { mine })),
     }
 }
 
@@ -138,11 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn a_primary_is_source_of_older_bits_wherever_they_are() {
-        let tracked = side(9, uuid_flag::TRACKED_BITS);
+    fn a_primary_is_source_wherever_the_bits_are() {
         let primary = Side { role: Role::Primary, ..side(0, 0) };
-        assert_eq!(source([&tracked, &primary]), Some(1));
-        assert_eq!(source([&primary, &tracked]), Some(0));
+        for bits in [uuid_flag::TRACKED_BITS, uuid_flag::RECONNECT] {
+            assert_eq!(source([&side(9, bits), &primary]), Some(1));
+            assert_eq!(source([&primary, &side(9, bits)]), Some(0));
+        }
     }
 
     /// It came back to its Primary, whose own bits tell what it lacks.
