@@ -52,12 +52,11 @@ impl World {
             let (mine, theirs) = (&self.nodes[&id].disks[&volume], &self.nodes[&peer].disks[&volume]);
             let set = self.differences.blocks.entry((volume, a, b)).or_default();
             for block in blocks {
-                let sectors = block * SECTORS_PER_BLOCK..(block + 1) * SECTORS_PER_BLOCK;
-                if sectors.into_iter().any(|s| mine.stamp(s) != theirs.stamp(s)) {
+                if mine.agrees(theirs, block * SECTORS_PER_BLOCK, SECTORS_PER_BLOCK as usize) {
+                    set.remove(block);
+                } else {
                     set.insert(*block);
                     differing.push(*block);
-                } else {
-                    set.remove(block);
                 }
             }
             if check {

@@ -19,6 +19,7 @@
 
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::rc::Rc;
 
 use engine::{AttachedDisk, DiskOp, MetaBlock};
@@ -27,6 +28,8 @@ use metadata::superblock::{PeerFlags, Superblock};
 use metadata::{AlBlock, Bitmap, DeviceFlags, Recovery};
 use types::{BlockLimits, ByteRange, IoId, NodeId, Slot, Uuid};
 
+use crate::few::Few;
+use crate::paged::Paged;
 use crate::rng::Rng;
 
 mod power;
@@ -61,61 +64,62 @@ impl PartialEq for MetaPage {
 }
 
 pub const SECTOR: u64 = 512;
+/// Bytes of a block of metadata.
+const META_BLOCK: u64 = 4096;
 
 /// What lies at one place of a device with a volatile cache.
 #[derive(Clone)]
 struct Cell<V> {
     durable: Option<V>,
     /// Completed since, oldest first, with the number of the completion.
-    versions: Vec<(u64, Option<V>)>,
+    versions: Few<(u64, Option<V>)>,
 }
 
-/// A sparse device: absent is zero.
+/// A sparse device, by number of sector or block: absent is zero.
 #[derive(Clone)]
 struct Store<V> {
-    visible: BTreeMap<u64, V>,
-    cache: BTreeMap<u64, Cell<V>>,
+    visible: Paged<V>,
+    cache: Paged<Cell<V>>,
 }
 
 impl<V: Clone + PartialEq> Store<V> {
     fn new() -> Store<V> {
-        Store { visible: BTreeMap::new(), cache: BTreeMap::new() }
+        Store { visible: Paged::default(), cache: Paged::default() }
     }
     fn put(&mut self, at: u64, value: Option<V>) -> Option<V> {
         match value {
             Some(value) => self.visible.insert(at, value),
-            None => self.visible.remove(&at),
+            None => self.visible.remove(at),
         }
     }
     fn write(&mut self, at: u64, value: Option<V>, number: u64, durable: bool) {
         let before = self.put(at, value.clone());
         if durable {
-            self.cache.remove(&at);
+            self.cache.remove(at);
             return;
         }
-        match self.cache.get_mut(&at) {
+        match self.cache.get_mut(at) {
             Some(cell) => cell.versions.push((number, value)),
             None if before == value => {}
             None => {
-                self.cache.insert(at, Cell { durable: before, versions: vec![(number, value)] });
+                self.cache.insert(at, Cell { durable: before, versions: Few::One((number, value)) });
             }
         }
     }
     /// What completed up to `number` is durable.
     fn flush(&mut self, number: u64) {
-        self.cache.retain(|_, cell| {
-            let reached = cell.versions.iter().take_while(|(n, _)| *n <= number).count();
-            if reached > 0 {
-                cell.durable = cell.versions[reached - 1].1.clone();
-                cell.versions.drain(..reached);
+        self.cache.retain(|cell| {
+            if let Some((_, newest)) = cell.versions.iter().take_while(|(n, _)| *n <= number).last() {
+                cell.durable = newest.clone();
+                cell.versions.retain(|(n, _)| *n > number);
             }
             !cell.versions.is_empty()
         });
     }
     fn durable(&self, at: u64) -> Option<&V> {
-        match self.cache.get(&at) {
+        match self.cache.get(at) {
             Some(cell) => cell.durable.as_ref(),
-            None => self.visible.get(&at),
+            None => self.visible.get(at),
         }
     }
 }
@@ -154,7 +158,8 @@ pub struct Disk {
     volatile_cache: bool,
     /// A flush does nothing.
     pub lies: bool,
-    data: Store<Stamp>,
+    /// Without the stamp 0.
+    data: Store<NonZeroU64>,
     meta: Store<Page>,
     completions: u64,
     in_flight: BTreeMap<IoId, InFlight>,
@@ -194,7 +199,7 @@ impl Disk {
     }
 
     fn put_meta(&mut self, at: u64, bytes: [u8; 4096]) {
-        self.meta.visible.insert(at, MetaPage::new(bytes));
+        self.meta.visible.insert(at / META_BLOCK, MetaPage::new(bytes));
     }
 
     /// The state after an initial sync long ago: UpToDate, generation `current`, known peers, clean log and bitmap.
@@ -215,8 +220,8 @@ impl Disk {
 
     fn page(&self, at: u64, view: View) -> Option<&Page> {
         match view {
-            View::Visible => self.meta.visible.get(&at),
-            View::Durable => self.meta.durable(at),
+            View::Visible => self.meta.visible.get(at / META_BLOCK),
+            View::Durable => self.meta.durable(at / META_BLOCK),
         }
     }
     fn block(&self, at: u64, view: View) -> [u8; 4096] {
@@ -251,9 +256,7 @@ impl Disk {
         let len = layout.bitmap_bytes as usize;
         let mut image = vec![0; len];
         let end = layout.bitmap + layout.bitmap_bytes;
-        let present: Vec<u64> = self.meta.visible.range(layout.bitmap..end).map(|(at, _)| *at).collect();
-        let cached = self.meta.cache.range(layout.bitmap..end).map(|(at, _)| *at);
-        for at in present.into_iter().chain(cached) {
+        for at in (layout.bitmap..end).step_by(META_BLOCK as usize) {
             let Some(page) = self.page(at, view) else { continue };
             let from = (at - layout.bitmap) as usize;
             let take = (len - from).min(4096);
@@ -288,25 +291,26 @@ impl Disk {
     // ------------------------------------------------------------------ content
 
     pub fn stamp(&self, sector: u64) -> Stamp {
-        self.data.visible.get(&sector).copied().unwrap_or(0)
+        self.data.visible.get(sector).map_or(0, |stamp| stamp.get())
     }
     pub fn durable_stamp(&self, sector: u64) -> Stamp {
-        self.data.durable(sector).copied().unwrap_or(0)
+        self.data.durable(sector).map_or(0, |stamp| stamp.get())
     }
     /// What a power cut may leave of a sector besides what is visible.
     pub fn older_stamps(&self, sector: u64) -> Vec<Stamp> {
-        let Some(cell) = self.data.cache.get(&sector) else { return Vec::new() };
+        let Some(cell) = self.data.cache.get(sector) else { return Vec::new() };
         let versions = cell.versions.iter().map(|(_, stamp)| *stamp);
-        let stamps: BTreeSet<Stamp> = versions.chain([cell.durable]).map(Option::unwrap_or_default).collect();
+        let stamps: BTreeSet<Stamp> =
+            versions.chain([cell.durable]).map(|stamp| stamp.map_or(0, NonZeroU64::get)).collect();
         let now = self.stamp(sector);
         stamps.into_iter().filter(|stamp| *stamp != now).collect()
     }
     pub fn sectors_written(&self) -> impl Iterator<Item = u64> + '_ {
-        self.data.visible.keys().copied()
+        self.data.visible.keys()
     }
     /// Where a power cut changes something.
     pub fn sectors_cached(&self) -> impl Iterator<Item = u64> + '_ {
-        self.data.cache.keys().copied()
+        self.data.cache.keys()
     }
     pub fn read(&self, range: ByteRange) -> Runs {
         let (first, end) = (range.sector(), range.end() / SECTOR);
@@ -314,15 +318,23 @@ impl Disk {
         let mut at = first;
         for (sector, stamp) in self.data.visible.range(first..end) {
             push(&mut runs, sector - at, 0);
-            push(&mut runs, 1, *stamp);
+            push(&mut runs, 1, stamp.get());
             at = sector + 1;
         }
         push(&mut runs, end - at, 0);
         runs
     }
+    /// Whether the two disks show the same in these sectors, which lie in one block of 4 KiB.
+    pub fn agrees(&self, other: &Disk, first: u64, count: usize) -> bool {
+        let (mine, theirs) = (self.data.visible.slice(first, count), other.data.visible.slice(first, count));
+        match (mine, theirs) {
+            (Some(mine), Some(theirs)) => mine == theirs,
+            (one, another) => one.or(another).is_none_or(|stamps| stamps.iter().all(Option::is_none)),
+        }
+    }
     /// For tests: content that no write explains.
     pub fn corrupt(&mut self, sector: u64, stamp: Stamp) {
-        self.data.visible.insert(sector, stamp);
+        self.data.put(sector, NonZeroU64::new(stamp));
     }
 
     /// The disk as it is now, everything on it durable, nothing in flight.
@@ -442,7 +454,7 @@ impl Disk {
                 self.completions += 1;
                 let durable = *fua || !self.volatile_cache;
                 for block in blocks {
-                    self.meta.write(block.offset, Some(MetaPage::new(*block.bytes)), self.completions, durable);
+                    self.put_block(block, durable);
                 }
                 done.metadata_changed = true;
             }
@@ -453,14 +465,19 @@ impl Disk {
         Some((op, done))
     }
 
+    fn put_block(&mut self, block: &MetaBlock, durable: bool) {
+        let page = MetaPage::new(*block.bytes);
+        self.meta.write(block.offset / META_BLOCK, Some(page), self.completions, durable);
+    }
     fn put_runs(&mut self, range: ByteRange, runs: &Runs, fua: bool) {
         let mut at = range.sector();
         for (count, stamp) in runs {
-            if *stamp == 0 {
-                self.zero_sectors(at, at + u64::from(*count), fua);
-            } else {
-                for sector in at..at + u64::from(*count) {
-                    self.data.write(sector, Some(*stamp), self.completions, fua || !self.volatile_cache);
+            match NonZeroU64::new(*stamp) {
+                None => self.zero_sectors(at, at + u64::from(*count), fua),
+                stamp => {
+                    for sector in at..at + u64::from(*count) {
+                        self.data.write(sector, stamp, self.completions, fua || !self.volatile_cache);
+                    }
                 }
             }
             at += u64::from(*count);
@@ -471,10 +488,9 @@ impl Disk {
     }
     fn zero_sectors(&mut self, first: u64, end: u64, fua: bool) {
         let durable = fua || !self.volatile_cache;
-        let mut present: Vec<u64> = self.data.visible.range(first..end).map(|(s, _)| *s).collect();
+        let mut present: Vec<u64> = self.data.visible.range(first..end).map(|(s, _)| s).collect();
         // A sector that is zero already but was not when power last counted.
-        present
-            .extend(self.data.cache.range(first..end).map(|(s, _)| *s).filter(|s| !self.data.visible.contains_key(s)));
+        present.extend(self.data.cache.range(first..end).map(|(s, _)| s).filter(|s| !self.data.visible.contains(*s)));
         for sector in present {
             self.data.write(sector, None, self.completions, durable);
         }
@@ -517,14 +533,14 @@ impl Disk {
         for flight in in_flight.into_values() {
             self.apply_part(flight, rng, &mut touched);
         }
-        for (sector, cell) in std::mem::take(&mut self.data.cache) {
-            let value = choose(&cell, rng);
+        for (sector, cell) in std::mem::take(&mut self.data.cache).iter() {
+            let value = choose(cell, rng);
             self.data.put(sector, value);
             touched.push(sector);
         }
-        for (at, cell) in std::mem::take(&mut self.meta.cache) {
-            let page = self.surviving_page(at, &cell, rng);
-            self.meta.put(at, page);
+        for (block, cell) in std::mem::take(&mut self.meta.cache).iter() {
+            let page = self.surviving_page(block, cell, rng);
+            self.meta.put(block, page);
         }
         touched
     }
@@ -542,14 +558,14 @@ impl Disk {
                 let mut at = range.sector();
                 for (count, stamp) in flight.data.iter().flat_map(|runs| runs.iter()) {
                     for sector in at..at + u64::from(*count) {
-                        self.maybe(sector, (*stamp != 0).then_some(*stamp), rng, touched);
+                        self.maybe(sector, NonZeroU64::new(*stamp), rng, touched);
                     }
                     at += u64::from(*count);
                 }
             }
             DiskOp::Discard { range } | DiskOp::WriteZeroes { range, .. } => {
                 let present: Vec<u64> =
-                    self.data.visible.range(range.sector()..range.end() / SECTOR).map(|(s, _)| *s).collect();
+                    self.data.visible.range(range.sector()..range.end() / SECTOR).map(|(s, _)| s).collect();
                 for sector in present {
                     self.maybe(sector, None, rng, touched);
                 }
@@ -563,22 +579,22 @@ impl Disk {
                 }
                 for block in blocks {
                     if rng.chance(800) {
-                        self.meta.write(block.offset, Some(MetaPage::new(*block.bytes)), self.completions, false);
+                        self.put_block(&block, false);
                     }
                 }
             }
         }
     }
 
-    fn maybe(&mut self, sector: u64, value: Option<Stamp>, rng: &mut Rng, touched: &mut Vec<u64>) {
+    fn maybe(&mut self, sector: u64, value: Option<NonZeroU64>, rng: &mut Rng, touched: &mut Vec<u64>) {
         if rng.chance(500) {
             self.data.write(sector, value, self.completions, false);
             touched.push(sector);
         }
     }
 
-    fn surviving_page(&self, at: u64, cell: &Cell<Page>, rng: &mut Rng) -> Option<Page> {
-        let tears = at != self.superblock_at && rng.chance(500);
+    fn surviving_page(&self, block: u64, cell: &Cell<Page>, rng: &mut Rng) -> Option<Page> {
+        let tears = block != self.superblock_at / META_BLOCK && rng.chance(500);
         if !tears {
             return choose(cell, rng);
         }

@@ -6,10 +6,12 @@ pub mod action;
 pub mod checker;
 pub mod delivery;
 pub mod disk;
+pub mod few;
 pub mod healer;
 pub mod network;
 pub mod node;
 pub mod operator;
+pub mod paged;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod protocols;

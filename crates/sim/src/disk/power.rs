@@ -83,11 +83,11 @@ impl Disk {
 
     fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        for (sector, stamp) in &self.data.visible {
+        for (sector, stamp) in self.data.visible.iter() {
             (sector, stamp).hash(&mut hasher);
         }
-        for (at, page) in &self.meta.visible {
-            (at, &page.bytes[..]).hash(&mut hasher);
+        for (block, page) in self.meta.visible.iter() {
+            (block, &page.bytes[..]).hash(&mut hasher);
         }
         hasher.finish()
     }
@@ -125,12 +125,12 @@ impl Disk {
             }
         }
         let mut touched = Vec::new();
-        for (sector, cell) in std::mem::take(&mut self.data.cache) {
+        for (sector, cell) in std::mem::take(&mut self.data.cache).iter() {
             self.data.put(sector, cell.survivor(survival.keeps_data()));
             touched.push(sector);
         }
-        for (at, cell) in std::mem::take(&mut self.meta.cache) {
-            self.meta.put(at, cell.survivor(survival.keeps_metadata()));
+        for (block, cell) in std::mem::take(&mut self.meta.cache).iter() {
+            self.meta.put(block, cell.survivor(survival.keeps_metadata()));
         }
         touched
     }
@@ -152,7 +152,7 @@ impl Disk {
                     self.flush_metadata(flight.number);
                 }
                 for block in blocks {
-                    self.meta.write(block.offset, Some(MetaPage::new(*block.bytes)), self.completions, false);
+                    self.put_block(&block, false);
                 }
             }
             _ => {}
@@ -166,7 +166,7 @@ impl Disk {
                 let runs = flight.data.expect("judged at submission");
                 let stamps = runs.iter().flat_map(|(count, stamp)| (0..*count).map(move |_| *stamp));
                 for (i, stamp) in stamps.enumerate().filter(|(i, _)| survival.keeps_part(*i as u64)) {
-                    let value = (stamp != 0).then_some(stamp);
+                    let value = NonZeroU64::new(stamp);
                     self.data.write(range.sector() + i as u64, value, self.completions, true);
                 }
             }
@@ -198,16 +198,16 @@ impl Disk {
             }
         }
         if page != self.block(block.offset, View::Durable) {
-            self.meta.write(block.offset, Some(MetaPage::new(page)), self.completions, true);
+            self.meta.write(block.offset / META_BLOCK, Some(MetaPage::new(page)), self.completions, true);
         }
     }
 }
 
 impl<V: Clone> Cell<V> {
-    fn survivor(self, keeps: bool) -> Option<V> {
-        match self.versions.into_iter().next_back() {
-            Some((_, newest)) if keeps => newest,
-            _ => self.durable,
+    fn survivor(&self, keeps: bool) -> Option<V> {
+        match self.versions.last() {
+            Some((_, newest)) if keeps => newest.clone(),
+            _ => self.durable.clone(),
         }
     }
 }
