@@ -17,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use types::{ByteRange, NodeId};
 
 use crate::disk::{Disk, Runs, SECTOR, Stamp};
+use crate::few::Few;
+use crate::paged::Paged;
 
 #[derive(Clone, Debug)]
 struct Entry {
@@ -35,9 +37,16 @@ pub struct Truth {
     /// Writes completed / made durable since this truth began.
     pub completed: u64,
     pub flushed: u64,
-    sectors: BTreeMap<u64, Vec<Entry>>,
+    sectors: Paged<Few<Entry>>,
     /// Sectors with superseded values: what a flush looks at.
     unflushed: BTreeMap<u64, Vec<(u64, Stamp)>>,
+}
+
+impl Entry {
+    /// The last known value of a sector when a truth begins.
+    fn known(value: Stamp) -> Entry {
+        Entry { value, submitted: 0, completed: Some(0), superseded: false }
+    }
 }
 
 impl Truth {
@@ -51,14 +60,10 @@ impl Truth {
         let mut truth = Truth::new([node]);
         truth.primary = Some(node);
         for sector in disk.sectors_written().chain(disk.sectors_cached()).collect::<BTreeSet<u64>>() {
-            let mut entries = Vec::new();
-            let now = disk.stamp(sector);
-            for value in disk.older_stamps(sector) {
-                entries.push(Entry { value, submitted: 0, completed: Some(0), superseded: true });
-                truth.unflushed.entry(0).or_default().push((sector, sector + 1));
-            }
-            entries.push(Entry { value: now, submitted: 0, completed: Some(0), superseded: false });
-            truth.sectors.insert(sector, entries);
+            let older = disk.older_stamps(sector);
+            truth.unflushed.entry(0).or_default().extend(older.iter().map(|_| (sector, sector + 1)));
+            let older = older.into_iter().map(|value| Entry { superseded: true, ..Entry::known(value) });
+            truth.sectors.insert(sector, older.chain([Entry::known(disk.stamp(sector))]).collect());
         }
         truth
     }
@@ -68,10 +73,8 @@ impl Truth {
         Truth { primary: Some(node), ..Truth::default() }
     }
 
-    fn entries(&mut self, sector: u64) -> &mut Vec<Entry> {
-        self.sectors
-            .entry(sector)
-            .or_insert_with(|| vec![Entry { value: 0, submitted: 0, completed: Some(0), superseded: false }])
+    fn entries(&mut self, sector: u64) -> &mut Few<Entry> {
+        self.sectors.get_or_insert_with(sector, || Few::One(Entry::known(0)))
     }
 
     pub fn submit(&mut self, range: ByteRange, value: Stamp, at: u64) {
@@ -83,7 +86,7 @@ impl Truth {
     /// A write in flight is issued again: what counts is when that one ends.
     pub fn forget_submission(&mut self, range: ByteRange, submitted: u64) {
         for sector in range.sector()..range.end() / SECTOR {
-            if let Some(entries) = self.sectors.get_mut(&sector) {
+            if let Some(entries) = self.sectors.get_mut(sector) {
                 entries.retain(|e| e.submitted != submitted || e.completed.is_some());
             }
         }
@@ -141,19 +144,19 @@ impl Truth {
     }
 
     pub fn allows(&self, sector: u64, value: Stamp) -> bool {
-        match self.sectors.get(&sector) {
+        match self.sectors.get(sector) {
             None => value == 0,
             Some(entries) => entries.iter().any(|e| !e.superseded && e.value == value),
         }
     }
-    pub fn values(&self, sector: u64) -> Vec<Stamp> {
-        match self.sectors.get(&sector) {
-            None => vec![0],
+    pub fn values(&self, sector: u64) -> Few<Stamp> {
+        match self.sectors.get(sector) {
+            None => Few::One(0),
             Some(entries) => entries.iter().filter(|e| !e.superseded).map(|e| e.value).collect(),
         }
     }
     pub fn sectors(&self) -> impl Iterator<Item = u64> + '_ {
-        self.sectors.keys().copied()
+        self.sectors.keys()
     }
 
     /// The first sector of `disk` that holds something older than what this line promises. Newer is what another line
@@ -165,13 +168,13 @@ impl Truth {
             let newest = entries.iter().filter(|e| e.completed.is_some()).map(|e| e.value).max().unwrap_or(0);
             !self.allows(sector, value) && value < newest && !(discards && value == 0)
         };
-        self.sectors.iter().find(|(s, e)| behind(**s, e)).map(|(s, _)| (*s, disk.stamp(*s)))
+        self.sectors.iter().find(|(s, e)| behind(*s, e)).map(|(s, _)| (s, disk.stamp(s)))
     }
 
     /// The first sector of `disk` that holds what no reader may see.
     pub fn first_violation(&self, disk: &Disk) -> Option<(u64, Stamp)> {
-        let here = self.sectors.keys().copied();
-        let there = disk.sectors_written().filter(|s| !self.sectors.contains_key(s));
+        let here = self.sectors.keys();
+        let there = disk.sectors_written().filter(|s| !self.sectors.contains(*s));
         here.chain(there).map(|s| (s, disk.stamp(s))).find(|(s, value)| !self.allows(*s, *value))
     }
 }
@@ -180,7 +183,7 @@ impl Truth {
 #[derive(Clone, Debug)]
 pub struct ReadExpectation {
     first: u64,
-    allowed: Vec<Vec<Stamp>>,
+    allowed: Vec<Few<Stamp>>,
 }
 
 impl ReadExpectation {
