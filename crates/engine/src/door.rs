@@ -6,6 +6,7 @@ use types::{BlockOp, DiskState, IoError, ReplicationState, Role, VolumeNumber};
 use crate::activity::Hold;
 use crate::api::OnNoData;
 use crate::planted::{Bug, planted};
+use crate::slab::Key;
 use crate::volume::{Backing, Parked, Writer};
 use crate::{Engine, IoKind};
 
@@ -178,6 +179,9 @@ impl Engine {
             // generation that no good disk has would only keep the peer away when it is back.
             let due = volume.generation_due.filter(|_| self.has_data(number));
             if let (Writer::Application(_), Some(reason)) = (writer, due) {
+                if self.is_parting_from_unsettled_writes(number) {
+                    return;
+                }
                 self.begin_generation(number, reason);
                 continue;
             }
@@ -187,6 +191,14 @@ impl Engine {
                 Writer::Peer(key) => self.submit_peer_write(key),
             }
         }
+    }
+
+    /// The own disk leaves in order, and has writes that a peer did not confirm as stable (all of them under protocols A
+    /// and B). If the peer's disk loses them, this one has the newest data: no later generation may say that it is old
+    /// (rule GE-1).
+    pub(crate) fn is_parting_from_unsettled_writes(&self, number: VolumeNumber) -> bool {
+        let unsettled = |key: &Key| self.writes.get(*key).is_some_and(|w| w.volume == number && w.in_log);
+        self.volume(number).disk == DiskState::Detaching && self.transfer_log.iter().any(unsettled)
     }
 
     fn writer_range(&self, writer: Writer) -> Option<types::ByteRange> {

@@ -174,6 +174,9 @@ impl Engine {
             BlockOp::Flush => self.start_flush(number, parked),
             BlockOp::Write { .. } | BlockOp::Discard | BlockOp::WriteZeroes { .. } => {
                 if let Some(reason) = self.volume(number).generation_due {
+                    if self.is_parting_from_unsettled_writes(number) {
+                        return false;
+                    }
                     self.begin_generation(number, reason);
                     if self.volume(number).backing.as_ref().is_some_and(|b| !b.is_settled()) {
                         return false;
