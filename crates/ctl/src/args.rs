@@ -75,7 +75,7 @@ of replicad; then nothing is changed.";
 
 #[derive(Subcommand)]
 pub enum Cmd {
-    /// Write fresh metadata for a resource or volume
+    /// Write fresh metadata for a resource or volume; with --force, metadata of DRBD 8 (v08) is converted in place
     CreateMd {
         #[arg(value_name = "TARGET")]
         target: Target,
@@ -104,7 +104,7 @@ pub enum Cmd {
         #[arg(long)]
         force: bool,
     },
-    /// Merge the activity log into the bitmaps, as attaching does
+    /// Merge the activity log into the bitmaps, as attaching does; also in metadata of DRBD 8
     ApplyAl(One),
     /// Generation identifiers, explained
     ShowGi(One),

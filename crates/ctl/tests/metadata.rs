@@ -4,6 +4,7 @@ mod common;
 
 use common::{Answer, replicactl};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use tempfile::TempDir;
@@ -281,4 +282,57 @@ fn a_dump_that_does_not_fit_on_the_disk_is_a_failure() {
 fn creating_metadata_needs_no_more_files_than_the_disk() {
     let folder = world();
     assert_eq!(in_shell(folder.path(), "exec >/dev/null; ulimit -n 4;", "create-md r0/0"), Some(0));
+}
+
+/// Two nodes, and a disk as a crashed DRBD 8.4 left it.
+fn disk_of_84() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let disk = folder.path().join("d0");
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../metadata/tests/fixtures");
+    let region = fs::File::open(format!("{fixtures}/v08-64m-84-needs-apply-al.region.gz")).unwrap();
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(region).read_to_end(&mut bytes).unwrap();
+    let file = fs::File::create(&disk).unwrap();
+    file.set_len(DISK_BYTES).unwrap();
+    file.write_all_at(&bytes, DISK_BYTES - bytes.len() as u64).unwrap();
+    let config = format!(
+        r#"
+        [[resource]]
+        name = "r0"
+        volume = [{{ number = 0, device = "nbd", disk = "{}" }}]
+        on = [
+            {{ node = "alice", node-id = 4, address = "127.0.0.1:7789" }},
+            {{ node = "bob", node-id = 1, address = "127.0.0.1:7790" }},
+        ]
+        "#,
+        disk.display()
+    );
+    fs::write(folder.path().join("config.toml"), config).unwrap();
+    folder
+}
+
+#[test]
+fn metadata_of_84_is_converted_when_its_log_is_applied() {
+    let folder = disk_of_84();
+    let image = || fs::read(folder.path().join("d0")).unwrap();
+    let crashed = image();
+    for command in ["create-md r0/0", "create-md r0/0 --force"] {
+        refused(folder.path(), command, 1, &["metadata v08 whose activity log is not applied", "apply-al r0/0"]);
+    }
+    assert!(image() == crashed, "a refused command changed the disk");
+
+    assert!(done(folder.path(), "apply-al r0/0").contains("2 hot extents"));
+    let applied = image();
+    assert!(done(folder.path(), "apply-al r0/0").contains("applied already"));
+    refused(folder.path(), "create-md r0/0", 1, &["d0 holds DRBD metadata v08", "--force to convert it to v09"]);
+    refused(folder.path(), "create-md r0/0 --force --max-peers 3", 1, &["one bitmap slot; 3 were asked for"]);
+    assert!(image() == applied, "a refused command changed the disk");
+
+    assert!(done(folder.path(), "create-md r0/0 --force").contains("converted to v09"));
+    let text = dump(folder.path(), "r0/0");
+    let record = "peer[1] {\n    bitmap-index 0;\n    bitmap-uuid 0xAA22334455667788;";
+    for part in ["node-id 4;", "current-uuid 0x1122334455667788;", "la-size-sect 130992;", record, "# bits-set 2056;"] {
+        assert!(text.contains(part), "`{part}` is not in {text}");
+    }
+    assert!(text.contains("0xBB22334455667788") && text.contains("0xCC22334455667788"), "{text}");
 }

@@ -288,7 +288,7 @@ fn replay(ring: &[&AlBlock], damaged: Option<usize>) -> Recovery {
 
 /// The writer's table as far as it is known.
 #[derive(Default)]
-struct SlotTable {
+pub(crate) struct SlotTable {
     extents: Vec<Option<ExtentIndex>>,
     /// Slots seen since a transaction was lost; `None` while none was.
     seen: Option<BTreeSet<usize>>,
@@ -305,7 +305,7 @@ impl SlotTable {
             self.put(usize::from(*slot), *extent);
         }
     }
-    fn put(&mut self, slot: usize, extent: Option<ExtentIndex>) {
+    pub(crate) fn put(&mut self, slot: usize, extent: Option<ExtentIndex>) {
         if slot >= SLOTS_MAX as usize {
             return;
         }
@@ -325,7 +325,7 @@ impl SlotTable {
         let seen = self.seen.as_ref()?;
         (0..self.slot_count.min(SLOTS_MAX as usize)).find(|slot| !seen.contains(slot))
     }
-    fn hot(&self) -> Vec<ExtentIndex> {
+    pub(crate) fn hot(&self) -> Vec<ExtentIndex> {
         self.extents.iter().flatten().copied().collect::<BTreeSet<_>>().into_iter().collect()
     }
 }

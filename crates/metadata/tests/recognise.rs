@@ -53,7 +53,7 @@ fn v08_superblocks_decode_to_what_is_recorded() {
             ("history_uuid_0", sb.history[0].0),
             ("history_uuid_1", sb.history[1].0),
             ("device_uuid", sb.device_uuid),
-            ("flags", sb.flags.into()),
+            ("flags", sb.flags.0.into()),
             ("md_size_sect", sb.md_size_sectors.into()),
             ("al_extents", sb.al_slots.into()),
             ("bytes_per_bit", sb.bitmap_block_bytes.into()),

@@ -3,7 +3,7 @@
 use config::MetaDisk;
 use metadata::activity_log::INITIALISED;
 use metadata::layout::superblock_offset;
-use metadata::{Block, FormatError, Found, Layout, Placement, Superblock};
+use metadata::{Block, FormatError, Found, Layout, Placement, Superblock, SuperblockV08};
 use std::fmt;
 use std::path::Path;
 use store::{Backing, OpenOptions, StoreError, sync};
@@ -89,6 +89,17 @@ impl MetaDevice {
         Ok((superblock, layout))
     }
 
+    /// Metadata of DRBD 8, if that is what is there: its superblock, the block as it is, and where the rest lies.
+    pub fn superblock_v08(&self) -> Result<Option<(SuperblockV08, Block, Layout)>, DiskError> {
+        let offset = superblock_offset(self.placement, self.size_bytes())?;
+        let mut block = [0; metadata::BLOCK_BYTES];
+        sync::read_exact_at(self.device(), offset, &mut block)?;
+        let Ok(superblock) = SuperblockV08::decode(&block, offset) else { return Ok(None) };
+        // As v09 it would have these positions, too: what does not fit the device is refused here.
+        let layout = metadata::check(&superblock.convert(None), self.placement, self.size_bytes())?;
+        Ok(Some((superblock, block, layout)))
+    }
+
     /// What is on the device that carries the metadata and would be lost.
     pub fn occupants(&self) -> Result<Vec<Found>, DiskError> {
         let mut found = metadata::recognise(self.placement, self.size_bytes(), |at, into| self.read_around(at, into))?;
@@ -141,11 +152,12 @@ impl MetaDevice {
         self.initialise_ring(layout)?;
         self.write_bitmap(layout, bitmap)?;
         sync::flush(self.device())?;
-        self.write_superblock(superblock, layout)
+        self.write_superblock(&superblock.encode(), layout)
     }
 
-    /// The bitmap that gained bits, then the log that said so, then the superblock that says it was done.
-    pub fn write_applied(&self, superblock: &Superblock, layout: &Layout, bitmap: &[u8]) -> Result<(), DiskError> {
+    /// The bitmap that gained bits (none: it is complete), then the log that said so, then the superblock that says it was
+    /// done.
+    pub fn write_applied(&self, superblock: &Block, layout: &Layout, bitmap: &[u8]) -> Result<(), DiskError> {
         let on_disk = bitmap.len().min(layout.bitmap_bytes as usize);
         if on_disk > 0 {
             sync::write_all_at(self.device(), layout.bitmap, &bitmap[..on_disk])?;
@@ -156,8 +168,8 @@ impl MetaDevice {
         self.write_superblock(superblock, layout)
     }
 
-    fn write_superblock(&self, superblock: &Superblock, layout: &Layout) -> Result<(), DiskError> {
-        sync::write_all_at(self.device(), layout.superblock, &superblock.encode())?;
+    fn write_superblock(&self, superblock: &Block, layout: &Layout) -> Result<(), DiskError> {
+        sync::write_all_at(self.device(), layout.superblock, superblock)?;
         Ok(sync::flush(self.device())?)
     }
 

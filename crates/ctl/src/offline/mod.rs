@@ -1,6 +1,7 @@
 //! Metadata commands: work on the disks that the configuration gives to this node, without the daemon. A disk that the
 //! daemon holds is refused by the exclusive open.
 
+mod convert;
 mod disk;
 mod gi;
 
@@ -151,6 +152,11 @@ fn create_md(volume: &LocalVolume, max_peers: Option<u8>, force: bool, output: &
             return output.error(Exit::FAILED, format!("{}: {}: {e}", volume.name(), device.device().path().display()));
         }
     };
+    match convert::create_over_v08(volume, &device, max_peers, force, output) {
+        Ok(None) => {}
+        Ok(Some(exit)) => return exit,
+        Err(e) => return volume.failed(&e, output),
+    }
     if let Some(exit) = refuse_occupied(volume, &device, force, "create-md", output) {
         return exit;
     }
@@ -309,19 +315,34 @@ fn apply_al(volume: &LocalVolume, output: &mut Output) -> Exit {
 
 fn try_apply_al(volume: &LocalVolume) -> Result<String, DiskError> {
     let device = volume.open(false)?;
-    let (mut superblock, layout) = device.superblock()?;
-    if superblock.flags.contains(DeviceFlags::AL_CLEAN) {
+    let v08 = device.superblock_v08()?;
+    let (mut superblock, layout) = match &v08 {
+        Some((v08, _, layout)) => (v08.convert(None), *layout),
+        None => device.superblock()?,
+    };
+    let clean = v08.as_ref().map_or(superblock.flags.contains(DeviceFlags::AL_CLEAN), |(v08, ..)| !v08.unclean());
+    if clean {
         return Ok("the activity log was applied already".into());
     }
     let geometry = superblock.geometry();
     let primary = superblock.flags.contains(DeviceFlags::PRIMARY_INDICATOR);
     let ring = device.ring(&layout)?;
-    let recovery = metadata::recover(&ring, geometry.al_stripes, geometry.al_stripe_4k, superblock.al_slots, primary);
+    let recovery = match &v08 {
+        Some((v08, ..)) => v08.recover(&ring),
+        None => metadata::recover(&ring, geometry.al_stripes, geometry.al_stripe_4k, superblock.al_slots, primary),
+    };
     let image = device.bitmap(&superblock, &layout)?;
     let bits = geometry.bits(superblock.last_agreed_bytes);
     let mut bitmap = Bitmap::from_image(geometry.max_peers, geometry.bitmap_block_bytes, bits, image);
     metadata::apply_al(&mut superblock, &mut bitmap, &recovery);
-    device.write_applied(&superblock, &layout, bitmap.image())?;
+    let block = match v08 {
+        Some((v08, mut block, _)) => {
+            metadata::v08::mark_applied(&mut block, &v08);
+            block
+        }
+        None => superblock.encode(),
+    };
+    device.write_applied(&block, &layout, bitmap.image())?;
     Ok(match recovery {
         metadata::Recovery::Hot { extents, .. } => format!("{} hot extents marked in the bitmap", extents.len()),
         metadata::Recovery::MarkEverything { reason } => format!("everything marked for resync: {reason}"),
