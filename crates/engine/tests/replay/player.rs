@@ -70,7 +70,7 @@ struct Lane {
 impl Lane {
     fn is_repeated(&self) -> bool {
         let next = self.expected.front().map(|frame| &frame.message);
-        matches!(next, Some(Message::Uuids(_))) && next == self.last.as_ref()
+        matches!(next, Some(Message::Uuids(_) | Message::State(_))) && next == self.last.as_ref()
     }
 
     fn would_match(&self, ids: &Identifiers) -> bool {

@@ -150,9 +150,9 @@ pub const TABLE: &[Row] = &[
     Row {
         capture: "9-11-split-brain",
         node: 'a',
-        what: Missing("State"),
-        open: true,
-        reason: "one STATE less at the end of a resync, as target",
+        what: Repeated("State"),
+        open: false,
+        reason: "the kernel says the same STATE twice at the end of a resync",
     },
     Row {
         capture: "9-11-split-brain",
