@@ -93,6 +93,13 @@ impl Engine {
             Message::CurrentUuid { uuid, weak_nodes } => {
                 return self.peer_without_disk(peer, number, uuid, NodeSet::from_wire(weak_nodes));
             }
+            // It marks its writes from there on instead of sending them, and comes back without an exchange of bitmaps: only
+            // the next handshake tells this node what it lacks.
+            Message::State(word) if word.conn() == ReplicationState::Ahead.to_wire() => {
+                let text =
+                    format!("volume {number}: the peer went Ahead (on-congestion pull-ahead), which this node lacks");
+                return self.protocol_error(peer, &text);
+            }
             Message::State(word) => return self.peer_state(peer, number, word),
             _ => {}
         }

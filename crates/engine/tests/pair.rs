@@ -430,3 +430,21 @@ fn a_change_that_names_what_is_not_there_changes_nothing() {
         assert_eq!(pair.nodes[me].engine.status().peers[&node(1 - me as u8)].protocol, Protocol::A);
     }
 }
+
+/// From there on a kernel marks its writes instead of sending them, and comes back without an exchange of bitmaps.
+#[test]
+fn a_peer_that_goes_ahead_is_disconnected_and_compared_again() {
+    let mut pair = synced(Protocol::A);
+    let word = wire::message::StateWord::default()
+        .with_role(Role::Primary)
+        .with_peer_role(Role::Secondary)
+        .with_conn(ReplicationState::Ahead.to_wire())
+        .with_disk(DiskState::UpToDate)
+        .with_peer_disk(DiskState::UpToDate);
+    let (link, socket, message) = (LinkId(pair.link), wire::Socket::Data, wire::Message::State(word));
+    pair.handle(1, Input::Received { peer: node(0), link, socket, volume: Some(V0), message, payload: None });
+    let status = pair.nodes[1].engine.status();
+    assert_eq!(status.peers[&node(0)].connection, ConnectionState::Connecting, "{}", pair.story());
+    let told = |line: &String| line.contains("volume 0: the peer went Ahead (on-congestion pull-ahead)");
+    assert!(pair.nodes[1].log.iter().any(told), "{}", pair.story());
+}

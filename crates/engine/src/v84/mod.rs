@@ -194,11 +194,6 @@ impl Engine {
                     format!("the peer turned data-integrity-alg {} on, which this node lacks", options.integrity_alg);
                 self.end_connection(peer, End::StandAlone, ConnectionState::Disconnecting, &text)
             }
-            (Some(number), Message::State(word)) if word.conn() == ReplicationState::Ahead.to_wire() => {
-                let text =
-                    format!("volume {number}: the peer went Ahead (on-congestion pull-ahead), which this node lacks");
-                self.protocol_error(peer, &text)
-            }
             (Some(number), Message::OutOfSync(range))
                 if self.volumes.contains_key(&number) && !self.fetches_or_will(peer, number) =>
             {
