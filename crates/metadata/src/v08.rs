@@ -177,12 +177,15 @@ fn recover_83(log: &[u8], al_slots: u32) -> Recovery {
     let decoded: Vec<Option<Transaction83>> = sectors.iter().map(|sector| decode_83(sector)).collect();
     let mut order: Vec<usize> = (0..len).filter(|i| decoded[*i].is_some()).collect();
     let number = |i: usize| decoded[i].as_ref().map_or(0, |(number, _)| *number);
-    let Some(base) = order.first().map(|first| number(*first)) else { return Recovery::Nothing };
+    let base = order.first().map_or(0, |first| number(*first));
     order.sort_by_key(|i| number(*i).wrapping_sub(base) as i32);
-    let next = order.last().map_or(0, |newest| (newest + 1) % len);
+    let next = order.last().map(|newest| (newest + 1) % len);
     let written = |i: &usize| sectors[*i].iter().any(|byte| *byte != 0);
-    if (0..len).filter(written).any(|i| decoded[i].is_none() && i != next) {
+    if (0..len).filter(written).any(|i| decoded[i].is_none() && Some(i) != next) {
         return Recovery::MarkEverything { reason: "a sector of the activity log is damaged".to_string() };
+    }
+    if order.is_empty() {
+        return Recovery::Nothing;
     }
     let mut table = SlotTable::default();
     for (_, pairs) in order.iter().filter_map(|i| decoded[*i].as_ref()) {

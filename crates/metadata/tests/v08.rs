@@ -83,3 +83,16 @@ fn a_torn_newest_sector_of_83_loses_nothing_an_older_one_everything() {
     assert!(matches!(torn(3), Recovery::Hot { .. }));
     assert!(matches!(torn(1), Recovery::MarkEverything { .. }));
 }
+
+#[test]
+fn a_log_of_83_without_a_good_sector_marks_everything() {
+    let stage = case("v08-64m-83-needs-apply-al").stage("image");
+    let (sb, layout) = (superblock(&stage), layout(&stage));
+    let mut ring = stage.ring(&layout);
+    for sector in 0..4 {
+        ring[0][sector * 512 + 20] ^= 1;
+    }
+    assert!(matches!(sb.recover(&ring), Recovery::MarkEverything { .. }));
+    ring.iter_mut().for_each(|block| block.fill(0));
+    assert_eq!(sb.recover(&ring), Recovery::Nothing, "never written");
+}
