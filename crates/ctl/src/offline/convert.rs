@@ -51,7 +51,8 @@ pub fn create_over_v08(
                 "{path} holds DRBD metadata v08, which converts to one bitmap slot; {} were asked for",
                 max_peers.map_or(others.len(), usize::from)
             );
-            let next = "convert it with a configuration of the two nodes that share it, without --max-peers";
+            let next = "convert it with a configuration of the two nodes that share it, without --max-peers; for fresh \
+                        metadata erase the old one first (`wipefs -a -t drbd`)";
             return refuse("one-slot", message, next.into(), output);
         }
     };
