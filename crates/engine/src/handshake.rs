@@ -321,9 +321,10 @@ fn compare_equal(me: &Side<'_>, peer: &Side<'_>, link: Link) -> (Verdict, Rule) 
     if link.protocol >= 120 && both_reconnect {
         return (Verdict::NoSync, Rule::Reconnected);
     }
-    // Without whole data of its own the crashed one has nothing that the other lacks; DRBD would refuse the two for ever.
+    // Without whole data of its own, or with data that it knows to be old, the crashed one has nothing that the other lacks;
+    // DRBD would refuse the two for ever, or make the good disk Outdated as well.
     let crashed = if i_crashed { me } else { peer };
-    let whole = crashed.disk_by_metadata() > DiskState::Inconsistent;
+    let whole = crashed.disk_by_metadata() > DiskState::Outdated;
     if link.protocol >= 121 && link.wire_protocol != Protocol::C && i_crashed != it_crashed && whole {
         let verdict = if i_crashed { Verdict::Source(Own) } else { Verdict::Target(Own) };
         return (verdict, Rule::CrashedPrimary);

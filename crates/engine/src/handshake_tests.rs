@@ -147,6 +147,8 @@ fn equal_generations() {
     let (crashed, reconnect, lost) = (flag::CRASHED_PRIMARY, flag::RECONNECT, flag::PRIMARY_LOST_QUORUM);
     let broken = |s: Side<'static>| flags(disk(s, DiskState::Inconsistent), flag::CRASHED_PRIMARY);
     row(broken(side(B)), side(B), link(121, Protocol::A, false), Target(Own), "both-off");
+    let behind = |s: Side<'static>| flags(disk(s, DiskState::Outdated), flag::CRASHED_PRIMARY);
+    row(behind(side(B)), side(B), link(121, Protocol::B, false), Target(Own), "both-off");
     let s = || side(B);
     let arbiter = || link(122, Protocol::C, true);
     let old = || link(119, Protocol::C, false);
