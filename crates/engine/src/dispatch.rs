@@ -3,7 +3,7 @@
 use alloc::format;
 
 use types::{
-    BlockOp, ConnectionState, DiskState, NodeId, NodeSet, PayloadId, ReplicationState, Role, Uuid, VolumeNumber,
+    BlockOp, ConnectionState, DiskState, LinkId, NodeId, NodeSet, PayloadId, ReplicationState, Role, Uuid, VolumeNumber,
 };
 use wire::Message;
 use wire::message::{BlockAck, DataFlags, StateWord, uuid_flag};
@@ -15,6 +15,7 @@ use crate::connect::{End, Phase, name_of};
 use crate::handshake::Strategy;
 use crate::request::LegState;
 use crate::serve::ServedKind;
+use crate::state::Deferred;
 
 impl Engine {
     pub(crate) fn dispatch(
@@ -201,6 +202,12 @@ impl Engine {
             self.set_peer_role(peer, role);
         }
         let before = self.peer(peer).volumes[&number].disk;
+        let appears = disk == DiskState::Negotiating && before != DiskState::Negotiating;
+        let unsettled = self.volume(number).backing.as_ref().is_some_and(|b| !b.is_settled());
+        if appears && unsettled && !self.speaks_84(peer) {
+            let link = self.peer(peer).link_id().expect("a message came in on it");
+            return self.when_durable(number, Deferred::PeerDiskAppears { peer, link });
+        }
         let theirs = word.replication().unwrap_or(ReplicationState::Off);
         let target_ended = self.peer_ended_resync(peer, number, theirs, disk);
         if !self.peer(peer).is_connected() {
@@ -217,7 +224,7 @@ impl Engine {
         if target_ended {
             return;
         }
-        if disk == DiskState::Negotiating && before != DiskState::Negotiating {
+        if appears {
             self.send_uuids(peer, number, 0, None);
             self.send_state(peer, number);
         }
@@ -226,6 +233,14 @@ impl Engine {
             return self.follow_attached(peer, number);
         }
         self.consider_resync(peer, number, theirs, disk);
+    }
+
+    /// What this node says of its generations is durable: the peer's disk, whatever it is by now, gets its answer.
+    pub(crate) fn peer_disk_appears(&mut self, peer: NodeId, number: VolumeNumber, link: LinkId) {
+        let entry = self.peer(peer);
+        if let (true, Some(word)) = (entry.link_id() == Some(link), entry.volumes[&number].word) {
+            self.peer_state(peer, number, word);
+        }
     }
 
     /// The peer attached a disk over a standing connection, compared, and saw no reason for a resync. It knew of its disk

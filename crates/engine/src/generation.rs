@@ -12,6 +12,7 @@ use metadata::superblock::DeviceFlags;
 use crate::Engine;
 use crate::api::Event;
 use crate::handshake::{self, Decision, Rule, Side, Strategy};
+use crate::peer::Peer;
 use crate::planted::{Bug, planted};
 use crate::reconcile::reconcile_bits;
 use crate::state::Deferred;
@@ -65,9 +66,16 @@ impl Engine {
     }
 
     /// Rule GE-7: a promotion while some node is away begins a generation of its own even if that node's bits count
-    /// from an older one, or it has no disk: it may be a Primary that still shows the present one.
+    /// from an older one, or it has no disk: it may be a Primary that still shows the present one. So does one while the
+    /// disk of a connected node is missing: it may have gone on from the present one, and would pass for its continuation.
     pub(crate) fn replace_current_of_absent(&mut self, number: VolumeNumber) -> bool {
-        let absent = self.peers.values().filter(|p| !p.is_connected()).map(|p| p.id).collect::<NodeSet>();
+        let Some(backing) = &self.volume(number).backing else { return false };
+        let missing = |peer: &Peer| {
+            let disk = peer.volumes[&number].disk;
+            let unseen = disk <= DiskState::Negotiating || disk == DiskState::DUnknown;
+            unseen && backing.superblock.peers[peer.id.index()].slot.is_some() && !self.speaks_84(peer.id)
+        };
+        let absent = self.peers.values().filter(|p| !p.is_connected() || missing(p)).map(|p| p.id).collect::<NodeSet>();
         let fresh = self.random_uuid();
         let Some(backing) = &mut self.volume_mut(number).backing else { return false };
         if absent.is_empty() {

@@ -46,6 +46,11 @@ pub(crate) enum Deferred {
         link: types::LinkId,
         uuid: types::Uuid,
     },
+    /// A peer's disk appears over a standing connection, and compares itself with what we say (rule GE-9).
+    PeerDiskAppears {
+        peer: NodeId,
+        link: types::LinkId,
+    },
     Reply {
         id: CommandId,
     },
@@ -381,6 +386,8 @@ impl Engine {
         for (owner, version, action) in dropped {
             match action {
                 action if owner != number => self.deferred.push((owner, version, action)),
+                // It goes on without our disk.
+                Deferred::PeerDiskAppears { .. } => self.deferred.push((owner, version, action)),
                 Deferred::Reply { id } => self.refuse(id, disk_error(number, "the disk is gone")),
                 _ => {}
             }
@@ -413,6 +420,7 @@ impl Engine {
                 Deferred::ResyncFinished { peer } => self.announce_resync_finished(peer, number),
                 Deferred::AnnounceForced => self.announce_forced(number),
                 Deferred::SyncUuid { peer, link, uuid } => self.send_sync_uuid(peer, number, link, uuid),
+                Deferred::PeerDiskAppears { peer, link } => self.peer_disk_appears(peer, number, link),
                 Deferred::Reply { id } => self.reply(id, Ok(())),
             }
         }
