@@ -235,6 +235,10 @@ impl Engine {
 
     pub(crate) fn promotion_committed(&mut self, force: bool, command: Option<CommandId>) {
         if force {
+            self.leave_sources();
+            if let (true, Some(command)) = (self.has_orphaned_writes(), command) {
+                return self.await_left_blocks(command);
+            }
             self.force_up_to_date();
         }
         self.set_role(Role::Primary, if force { "promote --force" } else { "promote" });
@@ -255,10 +259,10 @@ impl Engine {
         self.role_change = Some(RoleChange::Promoted { command });
     }
 
-    /// Takes the own data as it is. A resync into this node makes no sense any more: those connections start over.
-    fn force_up_to_date(&mut self) {
+    /// A resync into this node makes no sense any more once its data is taken as it is: those connections start over.
+    fn leave_sources(&mut self) {
         for number in self.volume_numbers() {
-            if self.has_data(number) || self.volume(number).disk < DiskState::Inconsistent {
+            if !self.is_taken_as_it_is(number) {
                 continue;
             }
             for peer in self.peer_ids() {
@@ -267,7 +271,27 @@ impl Engine {
                     self.end_connection(peer, end, types::ConnectionState::Disconnecting, "promote --force");
                 }
             }
-            self.set_disk_untold(number, DiskState::UpToDate, "promote --force");
+        }
+    }
+
+    /// Blocks of a resync that was cut off just now are on their way to the disk: nobody reads beside them. Whoever was told
+    /// of the promotion hears that it is not yet.
+    fn await_left_blocks(&mut self, command: CommandId) {
+        self.role_change = Some(RoleChange::AwaitingDisks { command, force: true });
+        for number in self.volume_numbers() {
+            self.tell_state(number);
+        }
+    }
+
+    fn is_taken_as_it_is(&self, number: VolumeNumber) -> bool {
+        !self.has_data(number) && self.volume(number).disk >= DiskState::Inconsistent
+    }
+
+    fn force_up_to_date(&mut self) {
+        for number in self.volume_numbers() {
+            if self.is_taken_as_it_is(number) {
+                self.set_disk_untold(number, DiskState::UpToDate, "promote --force");
+            }
         }
     }
 
