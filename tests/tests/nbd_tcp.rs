@@ -222,8 +222,13 @@ fn strangers_get_little_and_for_a_short_time() {
     let connected = || tcp_client(&guest, at).ok();
     let mut client = e2e::wait_for("a place for a client", || alice.log(), connected);
     assert!(client.read(0, 65536).unwrap() == pattern(65536, 1));
-    silent[0].read_to_end(&mut greeting).unwrap();
-    assert_eq!(&greeting[..8], b"NBDMAGIC", "the first one was greeted, then cut");
+    // Which of them got a place depends on how soon the ones before had left theirs.
+    let greeted = |stranger: &mut TcpStream| {
+        let mut greeting = Vec::new();
+        let _ = stranger.read_to_end(&mut greeting);
+        greeting.starts_with(b"NBDMAGIC")
+    };
+    assert!(silent.iter_mut().any(greeted), "nobody was greeted, then cut");
     let lines = alice.log().lines().filter(|line| line.contains("NBD client")).count();
     assert!((1..10).contains(&lines), "{lines} lines of the log are theirs\n{}", alice.log());
     client.disconnect().unwrap();

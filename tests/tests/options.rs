@@ -112,7 +112,7 @@ fn adjust_changes_what_differs_and_says_what_has_to_wait() {
                     r0/0: al-extents: 1237 -> 67 (takes effect at the next attach)\n\
                     bob:r0: max-epoch-size: 2048 -> 20\n\
                     bob:r0: shared-secret: (not shown) -> (not shown) (takes effect at the next connect)\n\
-                    bob:r0: verify-alg: none -> crc32c (has no effect in this version)\n\
+                    bob:r0: verify-alg: none -> crc32c\n\
                     bob:r0: max-buffers: 2048 -> 100\n\
                     bob:r0/0: c-max-rate: 102400K -> 8192K\n";
     assert_eq!(alice.done("adjust r0 --dry-run"), expected);

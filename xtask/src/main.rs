@@ -3,6 +3,7 @@
 
 mod bench;
 mod demo;
+mod fuzz;
 mod packages;
 mod test;
 mod vm;
@@ -22,6 +23,8 @@ enum Command {
     Bench(bench::Args),
     /// The simulator: --seeds N, --seconds N, --seed S --trace, --shrink S, --scenario FILE
     Sim(test::SimArgs),
+    /// Looks for bytes that break a reader of foreign bytes
+    Fuzz(fuzz::Args),
     /// Whole machines in QEMU: real ublk, real kernels
     Vm(vm::Args),
 }
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::main(args),
         Command::Bench(args) => bench::main(args),
         Command::Sim(args) => test::sim(args),
+        Command::Fuzz(args) => fuzz::main(args),
         Command::Vm(args) => vm::main(args),
     };
     match result {

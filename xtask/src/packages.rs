@@ -38,6 +38,16 @@ pub const END_TO_END: &[&str] = &[
 /// What the demo uses on a machine without ublk.
 pub const DEMO: &[&str] = &["libnbd-bin", "fuse3", "e2fsprogs", "mount", "util-linux"];
 
+/// What drives our NBD frontend and others in `bench`.
+pub const LOAD: &[&str] = &["fio"];
+
+/// Whom `bench` compares with, each by itself: one that cannot be installed is left out.
+pub const NBDKIT: &[&str] = &["nbdkit"];
+pub const QEMU_STORAGE: &[&str] = &["qemu-system-common"];
+
+/// What libFuzzer is compiled with.
+pub const FUZZ: &[&str] = &["g++"];
+
 /// What counts the engine's instructions.
 pub const ENGINE_BENCH: &[&str] = &["valgrind"];
 

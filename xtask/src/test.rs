@@ -1,7 +1,7 @@
 //! `xtask test`: everything that has to be right, in layers, the quick ones first. A layer that fails does not stop
 //! the others; the end lists what failed with its log, and what was not tested with the reason.
 
-use crate::{packages, workspace};
+use crate::{fuzz, packages, workspace};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -60,6 +60,8 @@ pub fn main(args: Args) -> Result<()> {
     run.layer("simulator", |log| simulate(log, Duration::from_secs(seconds), seeds));
     if !args.fast {
         run.layer("planted bugs", find_planted);
+        // What was found before is among the unit tests.
+        run.layer("fuzz", |log| fuzz::all(log, seeds_of_commit()?));
     }
     if args.fast {
         run.skip("end-to-end tests and virtual machines: --fast");
@@ -139,7 +141,7 @@ impl Run {
                 // Not our own path: the layers before rebuilt the workspace, and with it this program's file.
                 let mut xtask = workspace::cargo();
                 xtask.args(["run", "--quiet", "-p", "xtask", "--", "vm", &test]);
-                if test == "test-interop" {
+                if ["test-interop", "test-migration"].contains(&test.as_str()) {
                     xtask.arg("--quick");
                 }
                 workspace::run_logged(&mut xtask, log, LIMIT)?;

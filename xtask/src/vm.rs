@@ -4,10 +4,13 @@
 pub mod bench;
 pub mod image;
 pub mod initramfs;
+mod interop_matrix;
 pub mod kernel;
 pub mod machine;
 mod test_harness;
 mod test_interop;
+mod test_interop_killed;
+mod test_migration;
 mod test_replicad;
 mod test_ublk;
 
@@ -19,7 +22,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What utilities of DRBD 9 call when the module is an 8.4.
+/// Where utilities of DRBD 9 keep their programs for an 8.4.
+const DRBD_LIB: [&str; 2] = ["/usr/lib/drbd", "/lib/drbd"];
+/// What they call when the module is an 8.4.
 const DRBDSETUP_84: [&str; 2] = ["/usr/lib/drbd/drbdsetup-84", "/lib/drbd/drbdsetup-84"];
 
 #[derive(clap::Args)]
@@ -40,6 +45,8 @@ enum VmCommand {
     TestReplicad(ReplicadArgs),
     /// A kernel's DRBD 8.4 and a daemon replicate with each other
     TestInterop(InteropArgs),
+    /// Two machines move from the kernel's DRBD 8.4 to replicad and back, by the commands of docs/migrate-from-drbd.md
+    TestMigration(MigrationArgs),
     /// Ratios on real ublk, against a pass-through and against the kernel's DRBD; `xtask bench` has them, too
     Bench(BenchArgs),
 }
@@ -103,6 +110,15 @@ struct InteropArgs {
 }
 
 #[derive(clap::Args)]
+struct MigrationArgs {
+    #[command(flatten)]
+    test: TestArgs,
+    /// What `xtask test` has time for: all the way and back, without turning around in between, on one kernel
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(clap::Args)]
 struct BenchArgs {
     #[command(flatten)]
     bench: bench::MachineArgs,
@@ -130,6 +146,12 @@ pub fn main(args: Args) -> Result<()> {
                 return test_interop::quick(&Lab::open()?, test.refresh);
             }
             test_interop::main(&Lab::open()?, test.flavours(), test.refresh, &only)
+        }
+        VmCommand::TestMigration(MigrationArgs { test, quick }) => {
+            if quick {
+                return test_migration::quick(&Lab::open()?, test.refresh);
+            }
+            test_migration::main(&Lab::open()?, test.flavours(), test.refresh)
         }
         VmCommand::Bench(args) => crate::bench::publish(&bench::rows(&args.bench, args.refresh)?),
     }

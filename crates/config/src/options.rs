@@ -151,10 +151,9 @@ options! {
         "on-congestion" on_congestion: OnCongestion = word(OnCongestion::WORDS, "block"), NotYet;
         "congestion-fill" congestion_fill: u64 = number(0, 20971520, 0, Unit::Sectors), NotYet;
         "congestion-extents" congestion_extents: u32 = number(67, 65534, 1237, EXTENTS), NotYet;
-        "csums-alg" csums_alg: Option<Hash> = hash(), NotYet;
+        "csums-alg" csums_alg: Option<Hash> = hash(), Effective;
         "csums-after-crash-only" csums_after_crash_only: bool = flag(false), NotYet;
-        // Accepted without a warning: the peer gets it in the handshake; `verify` itself says that it cannot start.
-        "verify-alg" verify_alg: Option<Hash> = hash(), NotYet;
+        "verify-alg" verify_alg: Option<Hash> = hash(), Effective;
         "use-rle" use_rle: bool = flag(true), Effective;
         "socket-check-timeout" socket_check_timeout: Duration = number(0, 300, 0, Unit::Tenths), Effective;
         "fencing" fencing: Fencing = word(Fencing::WORDS, "dont-care"), NotYet;

@@ -184,6 +184,7 @@ impl<'a> Section<'a> {
             match spec.check(item.get_ref()) {
                 Ok(value) => {
                     self.remark_if_idle(spec, item, &value);
+                    self.remark_if_weak(spec, item, &value);
                     layers[i].insert(spec.name, value);
                 }
                 Err(BadValue { cause, help }) => {
@@ -194,6 +195,23 @@ impl<'a> Section<'a> {
             }
         }
         layers
+    }
+
+    /// A resync by checksums never copies a block whose digest happens to be the same.
+    fn remark_if_weak(&self, spec: &OptionSpec, item: &Item<'_>, value: &Value) {
+        if spec.name != "csums-alg" || *value != Value::Text("crc32c".into()) {
+            return;
+        }
+        let cause = "takes one block in four billion that differ for equal, and leaves it different without a word";
+        let help = "write \"sha1\" or a longer one; crc32c is good for verify-alg";
+        self.report(
+            Severity::Warning,
+            &item.span(),
+            spec.name,
+            self.file.slice(item.span()),
+            cause.into(),
+            Some(help.into()),
+        );
     }
 
     fn remark_if_idle(&self, spec: &OptionSpec, item: &Item<'_>, value: &Value) {

@@ -104,7 +104,7 @@ words! {
 }
 words! {
     /// Hash functions by the kernel's names. Empty in a table: none.
-    Hash { Crc32c = "crc32c", Md5 = "md5", Sha1 = "sha1", Sha256 = "sha256", Sha512 = "sha512", }
+    Hash { Crc32c = "crc32c", Md5 = "md5", Sha1 = "sha1", Sha256 = "sha256", Sha384 = "sha384", Sha512 = "sha512", }
 }
 words! { Transport { Tcp = "tcp", } }
 

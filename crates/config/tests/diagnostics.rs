@@ -44,10 +44,18 @@ fn bad_input_gets_its_message() {
 #[test]
 fn good_input_gets_its_warnings() {
     for (file, expected) in [
-        ("two-nodes", vec!["metrics", "verify-alg", "split-brain", "after-sb-0pri", "rr-conflict", "c-min-rate"]),
+        ("two-nodes", vec!["metrics", "split-brain", "after-sb-0pri", "rr-conflict", "c-min-rate"]),
         (
             "three-nodes",
-            vec!["on-io-error", "quorum", "on-no-quorum", "rs-discard-granularity", "device", "tiebreaker"],
+            vec![
+                "csums-alg",
+                "on-io-error",
+                "quorum",
+                "on-no-quorum",
+                "rs-discard-granularity",
+                "device",
+                "tiebreaker",
+            ],
         ),
     ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/good/{file}.toml"));

@@ -132,6 +132,15 @@ pub enum Command {
     ResumeSync {
         target: Target,
     },
+    /// Peer and volume; without them all of the resource. Sectors; `start` `None`: where the last one was interrupted;
+    /// `stop` `None`: to the end. Done when it runs.
+    Verify {
+        target: Target,
+        #[serde(default)]
+        start: Option<u64>,
+        #[serde(default)]
+        stop: Option<u64>,
+    },
     /// Volume.
     #[serde(rename_all = "kebab-case")]
     NewCurrentUuid {
@@ -179,6 +188,7 @@ impl Command {
             Command::InvalidateRemote { .. } => "invalidate-remote",
             Command::PauseSync { .. } => "pause-sync",
             Command::ResumeSync { .. } => "resume-sync",
+            Command::Verify { .. } => "verify",
             Command::NewCurrentUuid { .. } => "new-current-uuid",
             Command::Outdate { .. } => "outdate",
             Command::GetGi { .. } => "get-gi",
@@ -212,6 +222,7 @@ impl Command {
             | Command::InvalidateRemote { target }
             | Command::PauseSync { target }
             | Command::ResumeSync { target }
+            | Command::Verify { target, .. }
             | Command::NewCurrentUuid { target, .. }
             | Command::Outdate { target }
             | Command::GetGi { target }

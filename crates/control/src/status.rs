@@ -177,7 +177,7 @@ pub struct PeerDeviceReport {
     pub replicad: Option<OwnPeerDeviceKeys>,
 }
 
-/// Progress of a resync. Totals in sectors or blocks as DRBD's kernel counts them.
+/// Progress of a resync or a verify. Totals in sectors or blocks as DRBD's kernel counts them.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SyncDetails {
@@ -199,6 +199,18 @@ pub struct SyncDetails {
     pub rs_failed: u64,
     #[serde(default)]
     pub rs_same_csum: u64,
+    /// Of a verify. Sectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ov_start_sector: Option<u64>,
+    /// -1: to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ov_stop_sector: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ov_position: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ov_left: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ov_skipped: Option<u64>,
     #[serde(default)]
     pub want: f64,
     /// Rate over the last mark.

@@ -14,7 +14,7 @@ fn target() -> impl Strategy<Value = Target> {
 
 fn command() -> impl Strategy<Value = Command> {
     let timeout = proptest::option::of(any::<u64>());
-    (target(), any::<[bool; 2]>(), timeout, proptest::option::of(".*"), 0..25usize).prop_map(
+    (target(), any::<[bool; 2]>(), timeout, proptest::option::of(".*"), 0..26usize).prop_map(
         |(target, [force, other], timeout_s, from_peer, which)| match which {
             0 => Command::Up { target },
             1 => Command::Down { target },
@@ -36,6 +36,7 @@ fn command() -> impl Strategy<Value = Command> {
             17 => Command::InvalidateRemote { target },
             18 => Command::PauseSync { target },
             19 => Command::ResumeSync { target },
+            25 => Command::Verify { target, start: timeout_s, stop: force.then_some(8) },
             20 => Command::NewCurrentUuid { target, clear_bitmap: force },
             21 => Command::Outdate { target },
             22 => Command::GetGi { target },

@@ -3,7 +3,7 @@
 use crate::options::{DiskOptions, NetOptions, PeerDeviceOptions, ResourceOptions};
 use clap::{Args, Parser, Subcommand};
 use control::Target;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Parser)]
 #[command(
@@ -12,7 +12,8 @@ use std::path::PathBuf;
     about = "Administer replicad, the replicated block device daemon",
     after_help = "TARGET is RESOURCE, RESOURCE/VOLUME, PEER:RESOURCE, PEER:RESOURCE/VOLUME, or all.\n\
                   Exit codes: 0 done; 1 refused or failed; 2 usage; 5 a wait timed out; 10 no such object, or refused\n\
-                  by the configuration; 11 refused by the state; 16 needs a disk; 17 no up-to-date data; 20 no daemon.",
+                  by the configuration; 11 refused by the state; 16 needs a disk; 17 no up-to-date data; 20 no daemon.\n\
+                  Called by the name drbdmeta it takes that program's command line: drbdmeta --help",
     after_long_help = None
 )]
 pub struct Cli {
@@ -22,10 +23,14 @@ pub struct Cli {
     pub command: Cmd,
 }
 
+/// Where the daemon listens, unless told otherwise.
+pub const RUN_DIR: &str = "/run/replicad";
+const STATE_DIR: &str = "/var/lib/replicad";
+
 #[derive(Args)]
 pub struct Global {
     /// Directory of the daemon's control socket
-    #[arg(long, value_name = "DIR", default_value = "/run/replicad", global = true)]
+    #[arg(long, value_name = "DIR", default_value = RUN_DIR, global = true)]
     pub run_dir: PathBuf,
     /// TOML file, or directory of *.toml
     #[arg(long, value_name = "PATH", default_value = "/etc/replicad", global = true)]
@@ -33,9 +38,20 @@ pub struct Global {
     /// Name of this node in the configuration [default: host name]
     #[arg(long, value_name = "NAME", global = true)]
     pub node: Option<String>,
+    /// Where sizes of disks with internal metadata are remembered [default: /var/lib/replicad, or what --run-dir gives]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
     /// Answer in JSON, refusals too
     #[arg(long, global = true)]
     pub json: bool,
+}
+
+impl Global {
+    /// What has its own sockets has its own memory: a demo or a test leaves nothing behind in /var.
+    pub fn state_dir(&self) -> &Path {
+        let usual = if self.run_dir == Path::new(RUN_DIR) { Path::new(STATE_DIR) } else { &self.run_dir };
+        self.state_dir.as_deref().unwrap_or(usual)
+    }
 }
 
 #[derive(Args)]
@@ -68,20 +84,69 @@ pub struct Wait {
     pub timeout: Option<u64>,
 }
 
+/// Of metadata on disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Format {
+    /// DRBD 8
+    V08,
+    /// DRBD 9, and this daemon
+    V09,
+}
+
+const CREATE_MD_HELP: &str = "\
+--format v08 --force turns the v09 metadata of a two-node resource into v08, in place: generations, bitmap and data stay,\n\
+so a kernel with DRBD 8.4 resyncs only what differs. Refused where v08 cannot say what v09 says: bitmaps for other nodes, an\n\
+activity log that is not applied, bitmap blocks other than 4096 bytes. It makes no fresh v08 metadata.";
+
+const CHECK_RESIZE_HELP: &str = "\
+The size that a disk had is remembered by create-md, restore-md, apply-al and check-resize; only there the old metadata is\n\
+looked for. The size of the volume does not change. A crash in the middle leaves the old metadata, the new, or, where the two\n\
+places overlap, metadata that asks for a full sync.";
+
 const ADJUST_HELP: &str = "\
 Prints what it changed, a line each. al-extents takes effect at the next attach; shared-secret, cram-hmac-alg and what is\n\
 about making a connection at the next connect. Other addresses, disks, devices, volumes, nodes and sizes need a restart\n\
 of replicad; then nothing is changed.";
 
+const VERIFY_HELP: &str = "\
+Needs the same verify-alg on both nodes. Returns when it runs; status shows how far it is, the log and out-of-sync in\n\
+status --json what it found. Blocks that differ are out of sync on both nodes from then on, and nothing else happens to\n\
+them: disconnect and connect copies them, from the Primary or, where there is none, from the node with the lower id;\n\
+invalidate chooses the direction.";
+
+/// A number of sectors, or of bytes with a suffix.
+fn sectors(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no number of sectors; write 2048, 2048s or 1M");
+    let unit = |letter: char| match letter.to_ascii_uppercase() {
+        'S' => Some(1),
+        'K' => Some(2),
+        'M' => Some(2 << 10),
+        'G' => Some(2 << 20),
+        'T' => Some(2 << 30),
+        _ => None,
+    };
+    let (digits, factor) = match text.chars().last() {
+        Some(last) if !last.is_ascii_digit() => (&text[..text.len() - last.len_utf8()], unit(last).ok_or_else(wrong)?),
+        _ => (text, 1),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    // No disk has more; as bytes it still fits.
+    number.checked_mul(factor).filter(|sectors| *sectors < 1 << 54).ok_or_else(wrong)
+}
+
 #[derive(Subcommand)]
 pub enum Cmd {
     /// Write fresh metadata for a resource or volume; with --force, metadata of DRBD 8 (v08) is converted in place
+    #[command(after_help = CREATE_MD_HELP)]
     CreateMd {
         #[arg(value_name = "TARGET")]
         target: Target,
         /// Bitmap slots, 1 to 31 [default: the other nodes of the resource]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=31))]
         max_peers: Option<u8>,
+        /// v08: give a disk back to a kernel with DRBD 8.4
+        #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::V09)]
+        format: Format,
         /// Overwrite what is found on the disk
         #[arg(long)]
         force: bool,
@@ -106,6 +171,15 @@ pub enum Cmd {
     },
     /// Merge the activity log into the bitmaps, as attaching does; also in metadata of DRBD 8
     ApplyAl(One),
+    /// Move internal metadata to the end of its disk after the disk has grown; apply-al does so, too
+    #[command(after_help = CHECK_RESIZE_HELP)]
+    CheckResize {
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// Size of the disk before it grew [default: as remembered]
+        #[arg(long, value_name = "BYTES")]
+        old_size: Option<u64>,
+    },
     /// Generation identifiers, explained
     ShowGi(One),
     /// Generation identifiers, one line
@@ -202,6 +276,18 @@ pub enum Cmd {
     PauseSync(One),
     /// Let a held resync go on
     ResumeSync(One),
+    /// Compare the data with the peers' while it is in use
+    #[command(after_help = VERIFY_HELP)]
+    Verify {
+        #[arg(value_name = "TARGET")]
+        target: Target,
+        /// First sector, or bytes with K, M, G or T [default: where the last verify was interrupted, else 0]
+        #[arg(long, value_name = "SECTOR", value_parser = sectors)]
+        start: Option<u64>,
+        /// Where to stop [default: the end]
+        #[arg(long, value_name = "SECTOR", value_parser = sectors)]
+        stop: Option<u64>,
+    },
     /// Start a new generation
     NewCurrentUuid {
         #[arg(value_name = "TARGET")]
@@ -237,6 +323,19 @@ mod tests {
     fn global_options_stand_anywhere() {
         for line in ["--json status r0", "status --json r0", "status r0 --json --run-dir /x"] {
             assert!(parse(line).unwrap().global.json, "{line}");
+        }
+    }
+
+    #[test]
+    fn sectors_have_drbds_suffixes() {
+        for (text, expected) in [("0", 0), ("2048", 2048), ("8s", 8), ("4K", 8), ("1M", 2048), ("2g", 4 << 20)] {
+            let line = format!("verify r0 --start {text}");
+            let Cmd::Verify { start, stop: None, .. } = parse(&line).unwrap().command else { panic!("{line}") };
+            assert_eq!(start, Some(expected), "{line}");
+        }
+        for text in ["", "M", "1.5M", "-1", "9x", "99999999999999T"] {
+            let line = ["replicactl", "verify", "r0", "--stop", text];
+            assert_eq!(Cli::try_parse_from(line).err().map(|e| e.exit_code()), Some(2), "{text}");
         }
     }
 

@@ -1,7 +1,9 @@
-//! replicactl: talks to replicad over its socket (`online.rs`), and works on metadata without it (`offline/`).
+//! replicactl: talks to replicad over its socket (`online.rs`), and works on metadata without it (`offline/`). Called as
+//! drbdmeta it takes that program's command line (`drbdmeta/`).
 
 mod args;
 mod client;
+mod drbdmeta;
 mod offline;
 mod online;
 mod options;
@@ -11,9 +13,18 @@ mod render;
 use args::{Cli, Cmd};
 use clap::{CommandFactory, Parser};
 use output::{Exit, Output};
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let called = arguments.next().unwrap_or_default();
+    if Path::new(&called).file_name().is_some_and(|name| name == drbdmeta::NAME) {
+        let arguments: Vec<String> = arguments.map(|a| a.to_string_lossy().into_owned()).collect();
+        let mut output = Output::new(false);
+        let exit = drbdmeta::run(&arguments, &mut output);
+        return ExitCode::from(output.exit(exit).0);
+    }
     let cli = Cli::parse();
     let mut output = Output::new(cli.global.json);
     let exit = run(&cli, &mut output);

@@ -45,6 +45,7 @@ pub fn command_of(cmd: &Cmd, global: &Global) -> Option<Command> {
         Cmd::InvalidateRemote(One { target }) => Command::InvalidateRemote { target: at(target) },
         Cmd::PauseSync(One { target }) => Command::PauseSync { target: at(target) },
         Cmd::ResumeSync(One { target }) => Command::ResumeSync { target: at(target) },
+        Cmd::Verify { target, start, stop } => Command::Verify { target: at(target), start: *start, stop: *stop },
         Cmd::NewCurrentUuid { target, clear_bitmap } => {
             Command::NewCurrentUuid { target: at(target), clear_bitmap: *clear_bitmap }
         }
@@ -177,7 +178,7 @@ pub fn utc(time: SystemTime) -> String {
 }
 
 /// Gregorian date of a day since 1970-01-01.
-fn civil(mut days: u64) -> (u64, u64, u64) {
+pub fn civil(mut days: u64) -> (u64, u64, u64) {
     let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {

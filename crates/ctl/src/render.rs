@@ -220,7 +220,9 @@ fn progress(out: &mut String, report: &PeerDeviceReport, sync: &SyncDetails) {
     }
     let left = sync.estimated_seconds_to_finish;
     let time = format!("{}:{:02}:{:02}", left / 3600, left / 60 % 60, left % 60);
-    let _ = writeln!(out, " {:.2} MiB/s {time} left, {} to go", rate(sync), kib(report.out_of_sync));
+    // A verify goes through what is in sync.
+    let to_go = sync.ov_left.map_or(report.out_of_sync, |sectors| sectors / 2);
+    let _ = writeln!(out, " {:.2} MiB/s {time} left, {} to go", rate(sync), kib(to_go));
 }
 
 /// `  => a write takes 310 us: door 2, log 15, disk 120, alice 290: longest alice`. The stages are explained in
@@ -345,10 +347,7 @@ mod tests {
                 _ => assert_eq!(part, whole, "{at}"),
             }
         }
-        let mut drbds: serde_json::Value = serde_json::from_str(include_str!("../tests/fixtures/status.json")).unwrap();
-        // Details of a verify come with `verify`.
-        let verify = &mut drbds[1]["connections"][2]["peer_devices"][1];
-        verify.as_object_mut().unwrap().retain(|key, _| !key.starts_with("ov-"));
+        let drbds: serde_json::Value = serde_json::from_str(include_str!("../tests/fixtures/status.json")).unwrap();
         let ours = serde_json::to_value(fixture()).unwrap();
         is_part(&drbds, &ours, "");
     }

@@ -116,6 +116,8 @@ fn each_command_line_asks_for_what_it_says() {
         ("invalidate-remote bob:r0/0", Command::InvalidateRemote { target: at("bob:r0/0") }),
         ("pause-sync r0", Command::PauseSync { target: r0() }),
         ("resume-sync r0", Command::ResumeSync { target: r0() }),
+        ("verify bob:r0/0", Command::Verify { target: at("bob:r0/0"), start: None, stop: None }),
+        ("verify r0 --start 1M --stop 4096", Command::Verify { target: r0(), start: Some(2048), stop: Some(4096) }),
         ("new-current-uuid --clear-bitmap r0/0", Command::NewCurrentUuid { target: at("r0/0"), clear_bitmap: true }),
         ("outdate r0", Command::Outdate { target: r0() }),
         ("wait-connect r0 --timeout 5", Command::WaitConnect { target: r0(), timeout_s: Some(5) }),

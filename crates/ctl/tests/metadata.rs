@@ -219,7 +219,7 @@ fn bad_dumps_change_nothing() {
     done(folder.path(), "create-md r0/0");
     let before = dump(folder.path(), "r0/0");
     fs::write(folder.path().join("bad"), "version \"v09\";\nmax-peers many;\n").unwrap();
-    refused(folder.path(), "restore-md r0/0 bad --force", 10, &["bad is no dump of metadata v09", "2"]);
+    refused(folder.path(), "restore-md r0/0 bad --force", 10, &["bad is no dump of metadata", "2"]);
     refused(folder.path(), "restore-md r0/0 missing --force", 1, &["cannot read the dump missing"]);
     refused(folder.path(), "restore-md r0/0 /dev/zero --force", 1, &["cannot read the dump /dev/zero", "give a file"]);
     refused(folder.path(), "restore-md r0 bad --force", 2, &["r0 has 3 volumes with a disk", "r0/0"]);

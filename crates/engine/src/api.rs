@@ -11,6 +11,9 @@
 //!   bulk data, or with the completion of `DiskOp::Read`. The engine gives each one back with exactly one
 //!   `Effect::Release`; the driver keeps the bytes until then and until every `Send`, `Disk` and `Complete` that it
 //!   still has in hand for that payload is through.
+//! - Every `Effect::Digest` is answered by exactly one `Input::DigestDone` with the same `id`, at any time later; the
+//!   engine keeps the payload until then. Two payloads of one length have the same digest exactly if their bytes are equal,
+//!   as far as the algorithm can say.
 //! - `Received` messages of one socket come in the order of the stream. After `LinkDown` nothing comes from that link.
 //! - `Input::Tick` at or after [`crate::Engine::next_deadline`]; early or repeated ticks are harmless.
 
@@ -26,11 +29,16 @@ use types::{
     BlockLimits, BlockOp, ByteRange, ConnectionState, DiskState, IoError, IoId, LinkId, NodeId, PayloadId,
     ReplicationState, RequestId, Role, Uuid, VolumeNumber,
 };
+use wire::digest::{Digest, DigestAlgorithm};
 use wire::{Message, Socket};
 
 /// A command of the operator, chosen by the driver, unique among those not answered.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct CommandId(pub u64);
+
+/// A digest that the driver was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct DigestId(pub u64);
 
 // ---------------------------------------------------------------------------------------------- configuration
 
@@ -101,6 +109,7 @@ pub struct PeerConfig {
     pub buffer_bytes_max: u64,
     pub use_rle: bool,
     pub resync: crate::pacing::PacingConfig,
+    /// Names of [`wire::digest::DigestAlgorithm`]; empty: none. Used where both ends have the same one.
     pub verify_alg: String,
     pub csums_alg: String,
 }
@@ -166,19 +175,60 @@ pub struct AttachedDisk {
 
 #[derive(Clone, Debug)]
 pub enum Command {
-    Attach { volume: VolumeNumber, disk: Box<AttachedDisk> },
-    Detach { volume: VolumeNumber, force: bool },
-    Connect { peer: NodeId, discard_my_data: bool },
-    Disconnect { peer: NodeId, force: bool },
-    Promote { force: bool },
+    Attach {
+        volume: VolumeNumber,
+        disk: Box<AttachedDisk>,
+    },
+    Detach {
+        volume: VolumeNumber,
+        force: bool,
+    },
+    Connect {
+        peer: NodeId,
+        discard_my_data: bool,
+    },
+    Disconnect {
+        peer: NodeId,
+        force: bool,
+    },
+    Promote {
+        force: bool,
+    },
     Demote,
-    Invalidate { volume: VolumeNumber, from: Option<NodeId> },
-    InvalidateRemote { volume: VolumeNumber, peer: NodeId },
-    Outdate { volume: VolumeNumber },
-    NewCurrentUuid { volume: VolumeNumber, clear_bitmap: bool },
-    PauseSync { volume: VolumeNumber, peer: NodeId },
-    ResumeSync { volume: VolumeNumber, peer: NodeId },
-    ChangeOptions { change: Box<OptionChange> },
+    Invalidate {
+        volume: VolumeNumber,
+        from: Option<NodeId>,
+    },
+    InvalidateRemote {
+        volume: VolumeNumber,
+        peer: NodeId,
+    },
+    Outdate {
+        volume: VolumeNumber,
+    },
+    NewCurrentUuid {
+        volume: VolumeNumber,
+        clear_bitmap: bool,
+    },
+    PauseSync {
+        volume: VolumeNumber,
+        peer: NodeId,
+    },
+    ResumeSync {
+        volume: VolumeNumber,
+        peer: NodeId,
+    },
+    /// Compares the blocks of a volume with a peer's. Bytes; `start` `None`: where the last one was interrupted; `stop`
+    /// `None`: to the end.
+    Verify {
+        volume: VolumeNumber,
+        peer: NodeId,
+        start: Option<u64>,
+        stop: Option<u64>,
+    },
+    ChangeOptions {
+        change: Box<OptionChange>,
+    },
 }
 
 /// Why the driver lost a link.
@@ -212,6 +262,11 @@ pub enum Input {
         io: IoId,
         result: Result<(), IoError>,
         payload: Option<PayloadId>,
+    },
+    /// The answer to [`Effect::Digest`].
+    DigestDone {
+        id: DigestId,
+        digest: Digest,
     },
     /// Both sockets to `peer` exist and were checked. `arbiter`: this node accepted the control socket
     /// (RESOLVE_CONFLICTS of docs/wire.md); the two ends always differ.
@@ -304,6 +359,12 @@ pub enum Effect {
         volume: VolumeNumber,
         io: IoId,
         op: DiskOp,
+    },
+    /// Hash the bytes of this payload, all of them.
+    Digest {
+        id: DigestId,
+        payload: PayloadId,
+        algorithm: DigestAlgorithm,
     },
     Send {
         peer: NodeId,
@@ -434,6 +495,25 @@ pub enum Event {
         took: Duration,
         failed_blocks: u64,
     },
+    /// `driving`: this node asks and compares. `from`, `to`: bytes.
+    VerifyStarted {
+        peer: NodeId,
+        volume: VolumeNumber,
+        driving: bool,
+        from: u64,
+        to: u64,
+    },
+    /// `different` blocks are out of sync now on both ends; `skipped`: could not be compared. `complete`: all of it was
+    /// looked at.
+    VerifyFinished {
+        peer: NodeId,
+        volume: VolumeNumber,
+        driving: bool,
+        took: Duration,
+        different: u64,
+        skipped: u64,
+        complete: bool,
+    },
     Size {
         volume: VolumeNumber,
         bytes: u64,
@@ -531,6 +611,19 @@ pub enum Trouble {
     },
 }
 
+/// A verify under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VerifyStatus {
+    pub progress: crate::progress::Progress,
+    /// Bytes.
+    pub start: u64,
+    pub position: u64,
+    pub stop: u64,
+    /// Blocks so far.
+    pub different: u64,
+    pub skipped: u64,
+}
+
 #[derive(Clone, Debug)]
 pub struct PeerDeviceStatus {
     pub replication: ReplicationState,
@@ -550,6 +643,10 @@ pub struct PeerDeviceStatus {
     pub peer_flags: u32,
     /// While a resync runs.
     pub resync: Option<crate::progress::Progress>,
+    /// While a verify runs.
+    pub verify: Option<VerifyStatus>,
+    /// Bytes of the last resync that did not move, because the target's digest was the source's.
+    pub equal_by_csum_bytes: u64,
     /// Blocks fetched by resync since the engine was made (bytes), for tests and statistics.
     pub resynced_bytes: u64,
     /// Text of the last handshake decision.

@@ -16,7 +16,7 @@ use crate::meta::MetaWriter;
 use crate::role::{busy, unknown_volume};
 use crate::state::Deferred;
 use crate::twophase::Change;
-use crate::volume::Backing;
+use crate::volume::{Backing, Lineage};
 
 /// How far a detach got.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +53,16 @@ impl Engine {
                 self.refuse(id, attach_refusal(-150, "ERR_DATA_NOT_CURRENT", state, next));
                 self.emit(Effect::CloseDisk { volume: number });
             }
+            Ok(backing) if self.has_more_than_is_shown(number, &backing) => {
+                let state = format!(
+                    "volume {number}: this Primary shows generation {}, the disk has {}, which goes on from that",
+                    self.volume(number).exposed_uuid,
+                    backing.superblock.current_uuid
+                );
+                let next = "demote this node first; then attach, and the peer is resynchronised from this disk";
+                self.refuse(id, attach_refusal(-150, "ERR_DATA_NOT_CURRENT", state, next));
+                self.emit(Effect::CloseDisk { volume: number });
+            }
             Ok(mut backing) => {
                 if self.shows_what_may_be_newer(number, &backing) {
                     self.leave_behind(number, &mut backing);
@@ -80,6 +90,14 @@ impl Engine {
         let volume = self.volume(number);
         let same = !volume.exposed_uuid.is_zero() && volume.exposed_uuid.same(backing.superblock.current_uuid);
         self.is_primary() && same && !volume.shows_own_disk
+    }
+
+    /// Rule GE-7: the disk would be the source of the data that this Primary shows, and that would change under it.
+    fn has_more_than_is_shown(&self, number: VolumeNumber, backing: &Backing) -> bool {
+        let shown = self.volume(number).exposed_uuid;
+        let real = !shown.is_zero() && !shown.is_just_created();
+        let same = backing.superblock.current_uuid.same(shown);
+        self.is_primary() && real && !same && Lineage::of_disk(&backing.superblock).continues(shown)
     }
 
     /// A peer that has the data will be asked what it thinks of the disk, and takes a generation from here.
@@ -170,6 +188,7 @@ impl Engine {
         superblock.al_slots = u32::from(extents);
         Ok(Backing {
             tracked,
+            has_failed: false,
             superblock,
             bitmap,
             log: ActivityLog::new(extents, layout.al_blocks, 0),

@@ -136,6 +136,7 @@ impl Engine {
             v84: None,
             auth: peer.config.auth.clone(),
             protocol_said: None,
+            hashes: None,
             deadline: Some(now + patience),
             heard: now,
             pings: VecDeque::new(),
@@ -686,12 +687,6 @@ impl Engine {
             // A resync makes the two comparable only once both have each other's bits (`remember_compared`).
             let settled = decision.strategy == Strategy::NoSync && decision.rule != Rule::NoDisk;
             self.device_mut(peer, number).reconnect |= settled;
-            if decision.rule != Rule::NoDisk {
-                let volume = self.volume_mut(number);
-                volume.may_be_equal = volume.may_be_equal.without(peer);
-                volume.unconfirmed_at = volume.unconfirmed_at.without(peer);
-                volume.missing_at = volume.missing_at.without(peer);
-            }
             self.start_as_decided(peer, number, &decision, "connected");
         }
         if self.peer(peer).role == Role::Primary && !self.speaks_84(peer) {

@@ -6,6 +6,7 @@ use types::{
     BlockOp, ConnectionState, DiskState, LinkId, NodeId, NodeSet, PayloadId, ReplicationState, Role, Uuid, VolumeNumber,
 };
 use wire::Message;
+use wire::digest::Digest;
 use wire::message::{BlockAck, DataFlags, StateWord, uuid_flag};
 use wire::state_word::flag;
 
@@ -27,6 +28,7 @@ impl Engine {
     ) {
         match message {
             Message::TwopcPrepare(prepare) => return self.prepared(peer, volume, prepare),
+            Message::TwopcPrepareResize(resize) => return self.resize_prepared(peer, volume, resize),
             Message::TwopcCommit(decision) => return self.committed(peer, decision),
             Message::TwopcAbort(decision) => return self.aborted(peer, decision),
             Message::TwopcYes(reply) | Message::TwopcNo(reply) | Message::TwopcRetry(reply) => {
@@ -88,7 +90,8 @@ impl Engine {
 
     fn dispatch_volume(&mut self, peer: NodeId, number: VolumeNumber, message: Message, payload: Option<PayloadId>) {
         match message {
-            Message::SyncParam(_) | Message::EnableReplicationNext(_) | Message::EnableReplication(_) => return,
+            Message::SyncParam(param) => return self.sync_param_received(peer, param),
+            Message::EnableReplicationNext(_) | Message::EnableReplication(_) => return,
             Message::Sizes(sizes) => return self.got_sizes(peer, number, sizes),
             Message::Uuids(uuids) => return self.got_uuids(peer, number, uuids),
             Message::CurrentUuid { uuid, weak_nodes } => {
@@ -109,6 +112,10 @@ impl Engine {
             return self.protocol_error(peer, &format!("{} before the connection is set up", name_of(&message)));
         }
         match message {
+            // An empty flush: a barrier says that since DRBD 8.3, and to confirm one without a flush would be a lie.
+            Message::Data(_) if payload.is_none() => {
+                self.protocol_error(peer, &format!("DATA without data for volume {number}"));
+            }
             Message::Data(head) => {
                 let op = BlockOp::Write { fua: head.flags.has(DataFlags::FUA) };
                 self.peer_write(peer, number, op, head, payload)
@@ -130,14 +137,17 @@ impl Engine {
 
     fn dispatch_small(&mut self, peer: NodeId, number: VolumeNumber, message: Message) {
         match message {
-            Message::DataRequest(request) => self.serve(peer, number, request, ServedKind::Read),
-            // Without digests of our own every answer is the data, which is always right.
-            Message::RsDataRequest(request)
-            | Message::RsThinRequest(request)
-            | Message::CsumRsRequest { request, .. } => self.serve(peer, number, request, ServedKind::Resync),
-            Message::OvRequest(request) => {
-                self.send_ack(peer, number, request.range, request.block_id, Message::RsCancel)
+            Message::DataRequest(request) => self.serve(peer, number, request, ServedKind::Read, None),
+            Message::RsDataRequest(request) | Message::RsThinRequest(request) => {
+                self.serve(peer, number, request, ServedKind::Resync, None)
             }
+            Message::CsumRsRequest { request, digest } => {
+                self.serve(peer, number, request, ServedKind::Resync, Digest::new(&digest))
+            }
+            Message::RsIsInSync(ack) => self.resync_is_in_sync(peer, number, ack),
+            Message::OvRequest(request) => self.verify_requested(peer, number, request),
+            Message::OvReply { request, digest } => self.verify_replied(peer, number, request, Digest::new(&digest)),
+            Message::OvResult { ack, result } => self.verify_result_received(peer, number, ack, result),
             Message::OutOfSync(range) => self.out_of_sync_received(peer, number, range),
             Message::Bitmap(chunk) => self.bitmap_received(peer, number, chunk),
             Message::RecvAck(ack) => self.leg_answer(peer, ack.block_id, LegState::Received, false),
@@ -147,12 +157,14 @@ impl Engine {
             Message::RsWriteAck(ack) => self.block_is_written(peer, number, ack),
             Message::RsNegAck(ack) => self.resync_acked(peer, number, ack.range, ack.block_id, false),
             Message::NegDataReply(ack) => self.remote_read_failed(peer, ack.block_id),
+            Message::NegRsDataReply(ack) | Message::RsCancel(ack) if self.is_verify_block(ack) => {
+                self.verify_refused(peer, number, ack)
+            }
             Message::NegRsDataReply(ack) => self.resync_refused(peer, number, ack.block_id, true),
             Message::RsCancel(ack) | Message::RsCancelAhead(ack) => {
                 self.resync_refused(peer, number, ack.block_id, false)
             }
             Message::PeersInSync { range, nodes } => self.peers_in_sync(peer, number, range, NodeSet::from_wire(nodes)),
-            Message::OvResult { .. } => {}
             other => {
                 let text = format!("unexpected {} for volume {number}", name_of(&other));
                 self.protocol_error(peer, &text)
@@ -203,12 +215,18 @@ impl Engine {
         }
         let before = self.peer(peer).volumes[&number].disk;
         let appears = disk == DiskState::Negotiating && before != DiskState::Negotiating;
-        let unsettled = self.volume(number).backing.as_ref().is_some_and(|b| !b.is_settled());
-        if appears && unsettled && !self.speaks_84(peer) {
+        let volume = self.volume(number);
+        // A disk that is attaching itself says what it found in its metadata; and the two wait for each other's word.
+        let compares = volume.disk > DiskState::Negotiating;
+        let unsettled = compares && volume.backing.as_ref().is_some_and(|b| !b.is_settled());
+        // Its word "Negotiating" waited until the next one was there.
+        let overtaken = before == DiskState::Attaching && disk > DiskState::Negotiating && !self.speaks_84(peer);
+        if (appears || overtaken) && unsettled && !self.speaks_84(peer) {
             let link = self.peer(peer).link_id().expect("a message came in on it");
             return self.when_durable(number, Deferred::PeerDiskAppears { peer, link });
         }
         let theirs = word.replication().unwrap_or(ReplicationState::Off);
+        self.follow_verify_state(peer, number, theirs);
         let target_ended = self.peer_ended_resync(peer, number, theirs, disk);
         if !self.peer(peer).is_connected() {
             return;
@@ -219,6 +237,7 @@ impl Engine {
         {
             return self.end_connection(peer, end, ConnectionState::Disconnecting, &text);
         }
+        let disk = if self.says_more_than_it_knows(peer, number, disk) { before } else { disk };
         self.set_peer_disk(peer, number, disk, "told by the peer");
         self.update_pause(peer, number);
         if target_ended {
@@ -228,11 +247,20 @@ impl Engine {
             self.send_uuids(peer, number, 0, None);
             self.send_state(peer, number);
         }
-        let attached = before == DiskState::Negotiating && disk > DiskState::Negotiating;
+        let attached = (before == DiskState::Negotiating || overtaken) && disk > DiskState::Negotiating;
         if attached && theirs == ReplicationState::Established && self.volume(number).disk > DiskState::Negotiating {
             return self.follow_attached(peer, number);
         }
         self.consider_resync(peer, number, theirs, disk);
+    }
+
+    /// An Outdated peer calls itself UpToDate by equal generations, and has not heard yet that this Primary began another one
+    /// without it (rule GE-5).
+    fn says_more_than_it_knows(&self, peer: NodeId, number: VolumeNumber, disk: DiskState) -> bool {
+        let device = &self.peer(peer).volumes[&number];
+        let rises = device.disk == DiskState::Outdated && disk == DiskState::UpToDate;
+        let same = device.current_uuid.same(self.volume(number).current_uuid());
+        rises && !same && self.is_primary() && !self.speaks_84(peer)
     }
 
     /// What this node says of its generations is durable: the peer's disk, whatever it is by now, gets its answer.
@@ -290,7 +318,8 @@ impl Engine {
         use ReplicationState as R;
         let ours = self.peer(peer).volumes[&number].replication;
         let mine = self.volume(number).disk;
-        if ours > R::Established || disk < DiskState::Negotiating || mine < DiskState::Negotiating {
+        let busy = ours > R::Established && !matches!(ours, R::VerifyS | R::VerifyT);
+        if busy || disk < DiskState::Negotiating || mine < DiskState::Negotiating {
             if mine == DiskState::Negotiating && disk < DiskState::Negotiating {
                 self.leave_negotiating(number);
                 self.tell_state(number);

@@ -82,6 +82,7 @@ impl Engine {
         self.pump_parked(number);
         if !self.peers.is_empty() {
             self.pump_resync(number);
+            self.pump_verify(number);
         }
     }
 

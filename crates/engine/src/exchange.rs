@@ -60,6 +60,13 @@ impl Engine {
         decision: &Decision,
         reason: &'static str,
     ) {
+        if decision.rule != Rule::NoDisk {
+            // The comparison of the disks says it better.
+            let volume = self.volume_mut(number);
+            volume.may_be_equal = volume.may_be_equal.without(peer);
+            volume.unconfirmed_at = volume.unconfirmed_at.without(peer);
+            volume.missing_at = volume.missing_at.without(peer);
+        }
         match decision.strategy {
             Strategy::NoSync => self.start_without_sync(peer, number, decision.rule, reason),
             Strategy::Source(bits) => {
@@ -126,7 +133,7 @@ impl Engine {
         if equal && rule != Rule::JustCreatedBoth {
             self.drop_bits_of_equal(peer, number);
             if peer_disk == DiskState::UpToDate && self.volume(number).disk == DiskState::Outdated {
-                self.set_disk_untold(number, DiskState::UpToDate, "equal to an UpToDate peer");
+                self.catch_up_without_resync(peer, number);
             }
         }
         self.leave_negotiating(number);
@@ -135,6 +142,20 @@ impl Engine {
             self.settle_crash(number);
             self.start_sweep(number);
         }
+    }
+
+    /// Equal generations make an Outdated disk UpToDate, unless bits of either side say that it is not equal: a kernel
+    /// peer does not resync by those (a replicad peer does, see `reconcile`).
+    fn catch_up_without_resync(&mut self, peer: NodeId, number: VolumeNumber) {
+        let theirs = self.peer(peer).volumes[&number].uuids.as_ref().map_or(0, |u| u.dirty_bits);
+        let bits = theirs.max(self.volume(number).bits_towards(peer));
+        if bits > 0 {
+            return self.warn(alloc::format!(
+                "volume {number}: stays Outdated, {bits} blocks differ from node {peer} although the generations are \
+                 equal; fetch its data: invalidate"
+            ));
+        }
+        self.set_disk_untold(number, DiskState::UpToDate, "equal to an UpToDate peer");
     }
 
     /// Rule BM-3: equal generations and no resync. Bits that a restart took from the activity log go, because the
@@ -170,7 +191,7 @@ impl Engine {
     }
 
     /// What the metadata says of the disk; not better than Outdated if it is not the data that this Primary showed so
-    /// far (rule GE-7), or if this node has seen the data go on without it (rule GE-8).
+    /// far (rule GE-7), or if this node has seen the data go on without it, or knows of a write that it lost (rule GE-8).
     pub(crate) fn disk_state_by_metadata(&self, number: VolumeNumber) -> DiskState {
         let volume = self.volume(number);
         let state = volume.backing.as_ref().map_or(DiskState::Diskless, |b| b.disk_state_from_flags());
@@ -180,7 +201,7 @@ impl Engine {
             Some(backing) if !self.is_primary() => !Lineage::of_disk(&backing.superblock).continues(shown),
             _ => !volume.current_uuid().same(shown),
         };
-        if other { state.min(DiskState::Outdated) } else { state }
+        if other || volume.lost_received { state.min(DiskState::Outdated) } else { state }
     }
 
     /// The last peer is gone in the middle of an attach.
@@ -247,7 +268,9 @@ impl Engine {
         let Some(backing) = &self.volume(number).backing else { return };
         let Some(slot) = backing.superblock.peers[peer.index()].slot else { return };
         let mut sender = BitmapSender::new(bits, use_rle);
-        let next = || sender.next_chunk(|word| backing.bitmap.word64(slot, word));
+        let bitmap = &backing.bitmap;
+        let skip = |word, is_set| bitmap.next_word64_unlike(slot, word, is_set);
+        let next = || sender.next_chunk_skipping(|word| bitmap.word64(slot, word), skip);
         let chunks: Vec<BitmapChunk> = core::iter::from_fn(next).collect();
         for chunk in chunks {
             self.send_data(peer, Some(number), Message::Bitmap(chunk), None);

@@ -65,6 +65,21 @@ impl Engine {
         self.when_durable(number, Deferred::AnnounceGeneration { weak, before });
     }
 
+    /// Promoted while a node was away, this Primary gets its own disk back before its first write. Only this disk has the
+    /// data for sure, but now it compares itself with others, and a node that crashed as Primary would be its source: so
+    /// the generation that is due begins here. Nobody counts as having it.
+    pub(crate) fn begin_generation_in_attach(&mut self, number: VolumeNumber) {
+        let others = NodeSet::only(self.me).complement();
+        if !self.rotate(number, others, false) && !self.replace_current_of_absent(number) {
+            return;
+        }
+        let volume = self.volume_mut(number);
+        volume.generation_due = None;
+        volume.exposed_uuid = volume.current_uuid();
+        let current = volume.exposed_uuid;
+        self.event(Event::NewGeneration { volume: number, current, reason: PROMOTED });
+    }
+
     /// Rule GE-7: a promotion while some node is away begins a generation of its own even if that node's bits count
     /// from an older one, or it has no disk: it may be a Primary that still shows the present one. So does one while the
     /// disk of a connected node is missing: it may have gone on from the present one, and would pass for its continuation.
@@ -92,7 +107,7 @@ impl Engine {
         let current = self.random_uuid();
         let keepers = self.peers.values().filter(|p| {
             let device = &p.volumes[&number];
-            let follows = device.disk == DiskState::UpToDate && device.replication == ReplicationState::Established;
+            let follows = device.disk == DiskState::UpToDate && device.is_settled();
             // A kernel peer need not say when it has it.
             p.is_connected() && follows && p.is_replicad()
         });

@@ -369,7 +369,13 @@ fn override_by_disks(verdict: Verdict, rule: Rule, me: &Side<'_>, peer: &Side<'_
     }
     let tie_break = matches!(verdict, Verdict::SourceIfBothFailed | Verdict::TargetIfBothFailed);
     let one_inconsistent = mine == DiskState::Inconsistent || its == DiskState::Inconsistent;
-    let decides = tie_break || (verdict == Verdict::NoSync && one_inconsistent);
+    // The source broke after its target had got all of it, and before it heard of that: they change sides.
+    let broken_source = match (rule, verdict) {
+        (Rule::SyncSourceMissedFinish, Verdict::Source(_)) => mine == DiskState::Inconsistent,
+        (Rule::SyncSourcePeerMissedFinish, Verdict::Target(_)) => its == DiskState::Inconsistent,
+        _ => false,
+    };
+    let decides = tie_break || broken_source || (verdict == Verdict::NoSync && one_inconsistent);
     if !decides {
         return verdict;
     }

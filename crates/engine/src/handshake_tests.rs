@@ -180,6 +180,10 @@ fn a_missed_end_without_bits_or_without_an_up_to_date_source() {
     row(slot(side(B), A), side(B), link(124, Protocol::C, false), NoSync, "both-off");
     let outdated = disk(bits(slot(side(B), A), 1), DiskState::Outdated);
     row(outdated, side(B), L(), NoSync, "sync-source-missed-finish");
+    let broken = || disk(bits(slot(side(B), A), 1), DiskState::Inconsistent);
+    row(broken(), side(B), L(), Target(Own), "sync-source-missed-finish");
+    row(side(B), broken(), L(), Source(Own), "sync-source-peer-missed-finish");
+    row(primary(broken()), side(B), L(), Target(Own), "sync-source-missed-finish");
     let attaching = disk(bits(slot(side(B), A), 1), DiskState::Negotiating);
     row(attaching, side(B), L(), Source(Own), "sync-source-missed-finish");
 }

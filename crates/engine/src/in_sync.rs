@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use types::{ByteRange, DiskState, NodeId, NodeSet, ReplicationState, Role, Slot, Time, VolumeNumber};
+use types::{ByteRange, DiskState, NodeId, NodeSet, Role, Slot, Time, VolumeNumber};
 use wire::Message;
 
 use crate::Engine;
@@ -79,7 +79,7 @@ impl Engine {
     fn equal_peers(&self, number: VolumeNumber) -> Vec<NodeId> {
         let fed = |peer: &&crate::peer::Peer| {
             let device = &peer.volumes[&number];
-            let good = device.replication == ReplicationState::Established && device.disk == DiskState::UpToDate;
+            let good = device.is_settled() && device.disk == DiskState::UpToDate;
             peer.is_connected() && good
         };
         self.peers.values().filter(fed).map(|p| p.id).collect()

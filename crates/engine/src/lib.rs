@@ -3,25 +3,29 @@
 //! `handle(now, input, &mut effects)` is the only door (contract: [`api`]). The engine keeps payload bytes outside
 //! and owns all ordering: an effect that must wait for a disk or a peer is not emitted before that completion.
 //!
-//! How the rooms hang together: `request` takes the application's I/O in and lets it go, `replica` does the same for
-//! writes of a peer, both go through one volume's door (`volume`, `door`), activity log (`activity`) and ranges
-//! (`ranges`). `meta` writes metadata in order. `connect` sets a connection up, `handshake` and `reconcile` decide who is source,
-//! `exchange` moves bitmaps, `resync` fetches blocks and `serve` gives them away, `in_sync` tells third nodes. `twophase` changes what concerns
-//! several nodes. `generation` keeps the identifiers, `state` the states and what follows from a change. Inputs set
-//! flags and call one room; `settle` then runs what became possible, until nothing does: no room calls another one in
-//! circles.
+//! How the rooms hang together: `request` takes the application's I/O in and lets its writes go, `read` and `flush` the
+//! rest, `replica` does the same for writes of a peer; all go through one volume's door (`volume`, `door`), activity log
+//! (`activity`) and ranges (`ranges`, `range_owner`). `meta` writes metadata in order. `connect` sets a connection up,
+//! `handshake` and `reconcile` decide who is source, `exchange` moves bitmaps, `resync` fetches blocks and `serve` gives
+//! them away, `verify` compares them by their digests (`digest`), `in_sync` tells third nodes. `twophase` changes what
+//! concerns several nodes. `generation` keeps the identifiers, `state` the states and what follows from a change. Inputs
+//! set flags and call one room; `settle` then runs what became possible, until nothing does: no room calls another one
+//! in circles.
 #![no_std]
 
 extern crate alloc;
 
 pub mod activity;
+mod allowance;
 pub mod api;
 mod attach;
 mod connect;
+mod digest;
 mod dispatch;
 mod door;
 pub mod epoch;
 mod exchange;
+mod flush;
 mod generation;
 pub mod handshake;
 mod in_sync;
@@ -32,7 +36,9 @@ pub mod pacing;
 mod peer;
 pub mod planted;
 pub mod progress;
+mod range_owner;
 pub mod ranges;
+mod read;
 mod reconcile;
 mod replica;
 mod request;
@@ -46,6 +52,7 @@ mod table;
 mod timer;
 mod twophase;
 mod v84;
+mod verify;
 mod volume;
 
 use alloc::collections::VecDeque;
@@ -57,9 +64,12 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use types::{IoError, IoId, LinkId, NodeId, NodeSet, PayloadId, Role, Time, Uuid, VolumeNumber};
 
 pub use api::*;
+use digest::Digesting;
+use flush::Flush;
 use peer::Peer;
+use read::Read;
 use replica::PeerWrite;
-use request::{Flush, Leg, Read, Write};
+use request::{Leg, Write};
 use resync::ResyncRequest;
 use role::RoleChange;
 use serve::Served;
@@ -67,6 +77,7 @@ use slab::{Key, Slab};
 use state::Deferred;
 use table::Table;
 use twophase::TwoPhase;
+use verify::VerifyBlock;
 use volume::Volume;
 
 /// The resource on this node.
@@ -97,6 +108,12 @@ pub struct Engine {
     /// Number of the write epoch that the next write belongs to.
     epoch: u64,
     epoch_writes: u32,
+    /// When the epoch before it ended.
+    epoch_ended: Time,
+    /// The first write of the newest epoch came less than [`peer::WRITES_ARE_CLOSE`] after the epoch before had ended.
+    writes_follow_closely: bool,
+    /// When barriers that wait for a write to go out with go out without.
+    barriers_due: Option<Time>,
     /// Something in the transfer log may have become complete or done: these writes, or any of them.
     retire: bool,
     touched: Vec<Key>,
@@ -105,6 +122,8 @@ pub struct Engine {
     peer_writes: Slab<PeerWrite>,
     resync_requests: Slab<ResyncRequest>,
     served: Slab<Served>,
+    verify_blocks: Slab<VerifyBlock>,
+    digests: Slab<Digesting>,
     /// Flushes of resynced blocks so far: their numbers.
     flushes_started: u64,
     twophase: TwoPhase,
@@ -144,6 +163,19 @@ enum IoKind {
         peer: NodeId,
         key: Key,
     },
+    /// A sync target's own block, for its digest.
+    ResyncRead {
+        key: Key,
+    },
+    /// What the disk had before the resync becomes durable, so that it may be compared.
+    CsumFlush {
+        flush: u64,
+        peer: NodeId,
+    },
+    /// A verify source's own block, for its digest.
+    VerifyRead {
+        key: Key,
+    },
     /// Before a Primary steps down, before a clean detach.
     Barrier,
     /// What a lost Primary wrote becomes durable.
@@ -174,12 +206,17 @@ impl Engine {
             dagtag: 0,
             epoch: 0,
             epoch_writes: 0,
+            epoch_ended: Time::ZERO,
+            writes_follow_closely: false,
+            barriers_due: None,
             retire: false,
             touched: Vec::new(),
             check_all: false,
             peer_writes: Slab::new(),
             resync_requests: Slab::new(),
             served: Slab::new(),
+            verify_blocks: Slab::new(),
+            digests: Slab::new(),
             flushes_started: 0,
             twophase: TwoPhase::new(),
             role_change: None,
@@ -195,6 +232,7 @@ impl Engine {
             Input::Command { id, command } => self.command(id, command),
             Input::Submit { request, volume, op, range, payload } => self.submit(request, volume, op, range, payload),
             Input::DiskDone { volume, io, result, payload } => self.disk_done(volume, io, result, payload),
+            Input::DigestDone { id, digest } => self.digest_done(id, digest),
             Input::LinkUp { peer, link, arbiter } => self.link_up(peer, link, arbiter),
             Input::LinkDown { peer, link, error } => self.link_down(peer, link, error),
             Input::Received { peer, link, socket, volume, message, payload } => {
@@ -270,6 +308,7 @@ impl Engine {
             Command::NewCurrentUuid { volume, clear_bitmap } => self.new_current_uuid(id, volume, clear_bitmap),
             Command::PauseSync { volume, peer } => self.pause_sync(id, volume, peer, true),
             Command::ResumeSync { volume, peer } => self.pause_sync(id, volume, peer, false),
+            Command::Verify { volume, peer, start, stop } => self.verify(id, volume, peer, start, stop),
             Command::ChangeOptions { change } => self.change_options(id, change),
         }
     }
@@ -291,6 +330,9 @@ impl Engine {
             IoKind::ResyncFlush { peer, flush } => self.resync_flush_done(peer, volume, flush, result),
             IoKind::Serve { key } => self.serve_done(key, result, payload),
             IoKind::ResyncWrite { peer, key } => self.resync_write_done(peer, volume, key, result),
+            IoKind::ResyncRead { key } => self.resync_block_read(volume, key, result, payload),
+            IoKind::CsumFlush { peer, flush } => self.csum_flush_done(peer, volume, flush, result),
+            IoKind::VerifyRead { key } => self.verify_block_read(volume, key, result, payload),
             IoKind::Barrier => self.barrier_flush_done(volume, result),
             IoKind::Salvage => self.salvaged(volume, result),
         }

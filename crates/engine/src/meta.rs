@@ -3,8 +3,9 @@
 //! Order (rule MD-1, docs/protocol.md): the pages of extents that a transaction pushes out of the log complete before
 //! the transaction, whose preflush makes them durable before it; a superblock has a preflush too, so what the bitmap
 //! got before is on disk when the superblock says so. With external metadata the data device is flushed before a
-//! transaction that evicts and before the log is emptied, because the preflush does not reach it. One write is on its
-//! way at a time; a failed one fails the disk and nothing more is acknowledged from it.
+//! transaction that evicts, before the log is emptied and before a superblock that calls resynced data good, because the
+//! preflush does not reach it. One write is on its way at a time; a failed one fails the disk and nothing more is
+//! acknowledged from it.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -36,6 +37,8 @@ pub(crate) struct MetaWriter {
     empty_log_wanted: bool,
     /// Nothing covers bits that were set: the next superblock makes them durable, so it goes behind their pages.
     pages_first: bool,
+    /// The next superblock says something of data that may be in the disk's cache.
+    data_first: bool,
 }
 
 enum Step {
@@ -48,6 +51,8 @@ enum Step {
     /// External metadata: data of evicted extents; the transaction follows.
     EvictedData(Transaction),
     Transaction,
+    /// External metadata: what the superblock that follows says of the data is true after a loss of power.
+    Data,
     /// External metadata: data of all that was hot; the empty ring follows.
     RingData,
     Ring,
@@ -64,6 +69,7 @@ impl MetaWriter {
             stale: false,
             empty_log_wanted: false,
             pages_first: false,
+            data_first: false,
         }
     }
     /// Changed pages go to disk as soon as nothing more urgent does.
@@ -78,6 +84,10 @@ impl MetaWriter {
     /// Changed pages are durable when the superblock as it is now is. The caller touches the superblock.
     pub fn want_pages_first(&mut self) {
         self.pages_first = true;
+    }
+    /// Data that was written so far is durable when the superblock as it is now is. The caller touches the superblock.
+    pub fn want_data_first(&mut self) {
+        self.data_first = true;
     }
     pub fn is_stale(&self) -> bool {
         self.stale && !self.bitmap_wanted
@@ -150,7 +160,7 @@ impl Engine {
                 let op = backing.ring_write();
                 return self.disk(number, IoKind::Metadata, op);
             }
-            Step::Ring | Step::Pages => {}
+            Step::Ring | Step::Pages | Step::Data => {}
         }
         self.volume_mut(number).pump = true;
         self.metadata_progress();
@@ -179,6 +189,10 @@ impl Backing {
             }));
         }
         if !self.is_settled() {
+            let data_first = core::mem::take(&mut self.writer.data_first) && self.external_metadata;
+            if data_first && !planted(Bug::CsumNotFlushed) {
+                return Some((Step::Data, DiskOp::Flush));
+            }
             // Without the indicator a restart ignores the log: what it covers so far has to be in the bitmap first.
             let drops_log = !self.superblock.flags.contains(DeviceFlags::PRIMARY_INDICATOR);
             if drops_log && self.bitmap.dirty_pages(Dirty::Must).next().is_some() {

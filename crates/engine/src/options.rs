@@ -84,6 +84,12 @@ impl Engine {
         }
         for (peer, config) in &change.peers {
             let Some(entry) = self.peers.get(peer) else { return Err(unknown_peer(*peer)) };
+            let verifying = entry.volumes.iter().find(|(_, device)| device.is_verifying());
+            if let Some((number, device)) = verifying.filter(|_| entry.config.verify_alg != config.verify_alg) {
+                let state = format!("verify-alg towards node {peer}, volume {number}: {}", device.replication);
+                let next = "change verify-alg when the verify is over, or disconnect first";
+                return Err(refusal(149, "ERR_VERIFY_RUNNING", state, next));
+            }
             let syncing = entry.volumes.iter().find(|(_, device)| device.is_syncing());
             if let Some((number, device)) = syncing.filter(|_| entry.config.csums_alg != config.csums_alg) {
                 let state = format!("csums-alg towards node {peer}, volume {number}: {}", device.replication);
@@ -137,6 +143,8 @@ impl Engine {
         let phase = self.peer(peer).link.as_ref().map(|link| &link.phase);
         if matches!(phase, Some(Phase::Exchange { .. } | Phase::Connected)) {
             let options = self.our_options(peer);
+            // What was written under the old protocol ends before.
+            self.send_due_barriers();
             self.send_data(peer, None, Message::ProtocolUpdate(options), None);
         }
     }

@@ -14,6 +14,7 @@
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use types::{ConnectionState, DiskState, LinkId, NodeId, NodeSet, ReplicationState, Role, Time, Uuid, VolumeNumber};
 use wire::message::{Sizes, StateWord, Uuids};
@@ -29,6 +30,15 @@ use crate::progress::Marks;
 use crate::resync::Resync;
 use crate::slab::Key;
 use crate::table::Table;
+use crate::verify::Verify;
+
+/// Writes of which one begins so soon after another has ended follow each other closely: longer than an application takes
+/// from one write's completion to its next write.
+pub(crate) const WRITES_ARE_CLOSE: Duration = Duration::from_millis(2);
+
+/// How long a barrier waits for the next of such writes. Longer than a tick of the kernel's, before which it would have to
+/// set the processor's timer for each wait anew. Nobody waits for this barrier, see [`Engine::close_epoch_lazily`].
+pub(crate) const BARRIER_DELAY: Duration = Duration::from_millis(10);
 
 pub(crate) struct Peer {
     pub id: NodeId,
@@ -90,6 +100,8 @@ pub(crate) struct Link {
     /// Protocol A, B or C as this end said it in the handshake. If that succeeds, the other end said the same: what is
     /// decided from it is decided alike on both.
     pub protocol_said: Option<Protocol>,
+    /// By which the peer digests blocks, as it said with SYNC_PARAM89.
+    pub hashes: Option<crate::digest::PeerHashes>,
     /// End of the handshake, or of waiting for it.
     pub deadline: Option<Time>,
     /// Last sign of life on the control socket.
@@ -142,6 +154,9 @@ pub(crate) struct PeerDevice {
     pub paused_by_peer: bool,
     pub exchange: Option<Exchange>,
     pub resync: Option<Resync>,
+    pub verify: Option<Verify>,
+    /// Where the last verify was interrupted, and the next one goes on. Bytes.
+    pub verify_position: u64,
     /// Started as source; for the report at the end.
     pub source_since: Option<(Time, u64)>,
     /// Progress of a resync that this node is the source of.
@@ -156,6 +171,7 @@ pub(crate) struct PeerDevice {
     pub sent_bytes: u64,
     pub received_bytes: u64,
     pub resynced_bytes: u64,
+    pub equal_by_csum_bytes: u64,
     pub last_decision: String,
     /// What it takes to answer a write of ours that waits for it.
     pub answer: Average,
@@ -185,6 +201,8 @@ impl PeerDevice {
             paused_by_peer: false,
             exchange: None,
             resync: None,
+            verify: None,
+            verify_position: 0,
             source_since: None,
             marks: None,
             sequence: 0,
@@ -194,6 +212,7 @@ impl PeerDevice {
             sent_bytes: 0,
             received_bytes: 0,
             resynced_bytes: 0,
+            equal_by_csum_bytes: 0,
             last_decision: String::new(),
             answer: Average::default(),
         }
@@ -223,6 +242,15 @@ impl PeerDevice {
     pub fn is_syncing(&self) -> bool {
         use ReplicationState as R;
         matches!(self.replication, R::SyncSource | R::SyncTarget | R::PausedSyncS | R::PausedSyncT)
+    }
+
+    pub fn is_verifying(&self) -> bool {
+        matches!(self.replication, ReplicationState::VerifyS | ReplicationState::VerifyT)
+    }
+
+    /// No resync runs, or is about to: what is written goes to both, and both are equal where no bit says otherwise.
+    pub fn is_settled(&self) -> bool {
+        self.replication == ReplicationState::Established || self.is_verifying()
     }
 
     pub fn is_target(&self) -> bool {
@@ -350,6 +378,7 @@ impl Engine {
         let answered = link.pings_answered;
         self.timer_is_set();
         self.resync_ping_acked(peer, answered);
+        self.verify_ping_acked(peer, answered);
     }
 
     // ------------------------------------------------------------------ epochs, sender's side
@@ -358,15 +387,48 @@ impl Engine {
         self.peers.values().map(|p| p.config.epoch_writes_max).min().unwrap_or(u32::MAX)
     }
 
-    /// Ends the current write epoch: what is written from now on may depend on what completed before (rule EP-1).
+    /// Ends the current write epoch: what is written from now on may depend on what completed before (rule EP-1). The
+    /// peers are told at once.
     pub(crate) fn close_epoch(&mut self) {
-        if self.epoch_writes == 0 {
-            return;
+        self.end_epoch();
+        self.send_due_barriers();
+    }
+
+    /// The same where nobody waits for the peers' answers: while writes follow each other closely, the barrier goes out
+    /// with the next one, and its answer comes back with that one's.
+    pub(crate) fn close_epoch_lazily(&mut self) {
+        self.end_epoch();
+        if self.writes_follow_closely {
+            self.barriers_due.get_or_insert(self.now + BARRIER_DELAY);
+        } else {
+            self.send_due_barriers();
         }
-        self.epoch += 1;
-        self.epoch_writes = 0;
-        for peer in self.peer_ids() {
-            self.close_epoch_towards(peer);
+    }
+
+    /// A write of that epoch completes only with the peers' answers to its barrier.
+    pub(crate) fn close_epoch_of(&mut self, epoch: u64) {
+        if epoch == self.epoch {
+            self.end_epoch();
+        }
+        self.send_due_barriers();
+    }
+
+    fn end_epoch(&mut self) {
+        if self.epoch_writes > 0 {
+            self.epoch += 1;
+            self.epoch_writes = 0;
+            self.epoch_ended = self.now;
+        }
+    }
+
+    /// Barriers of all epochs that have ended.
+    pub(crate) fn send_due_barriers(&mut self) {
+        self.barriers_due = None;
+        for at in 0..self.peers.len() {
+            let (peer, entry) = self.peers.at(at);
+            if entry.open_epoch.is_some_and(|open| open.epoch != self.epoch) {
+                self.close_epoch_towards(peer);
+            }
         }
     }
 
@@ -384,6 +446,10 @@ impl Engine {
         let epoch = self.epoch;
         if self.peer(peer).open_epoch.is_some_and(|o| o.epoch != epoch) {
             self.close_epoch_towards(peer);
+            let is_late = |p: &Peer| p.open_epoch.is_some_and(|o| o.epoch != epoch);
+            if !self.peers.values().any(is_late) {
+                self.barriers_due = None;
+            }
         }
         let entry = self.peer_mut(peer);
         let barrier = entry.next_barrier;

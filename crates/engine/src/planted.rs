@@ -30,9 +30,12 @@ pub enum Bug {
     LostCacheAccepted,
     WriteMadeUpToDate,
     ReceiptForgotten,
+    VerifyNotHeld,
+    VerifyNotMarked,
+    CsumNotFlushed,
 }
 
-pub const ALL: [Bug; 25] = [
+pub const ALL: [Bug; 28] = [
     Bug::LogNotAwaited,
     Bug::LogWithoutEvictedPages,
     Bug::IndicatorForgotten,
@@ -58,6 +61,9 @@ pub const ALL: [Bug; 25] = [
     Bug::LostCacheAccepted,
     Bug::WriteMadeUpToDate,
     Bug::ReceiptForgotten,
+    Bug::VerifyNotHeld,
+    Bug::VerifyNotMarked,
+    Bug::CsumNotFlushed,
 ];
 
 #[cfg(feature = "planted")]

@@ -33,8 +33,11 @@ pub(crate) fn reconcile_bits(
     if bits && planted(Bug::BitsOfCrashDropped) {
         return decision;
     }
-    if bits && is_good(me) != is_good(peer) {
-        // One is Outdated, by a resync that never began: it is made equal, not declared so.
+    // Over a standing connection a Primary writes on without a node that it knows as Outdated, in a generation that this
+    // one has not heard of yet. A connection that is being made is agreed on by both.
+    let used = !link.connecting && (me.role == Role::Primary || peer.role == Role::Primary);
+    if (bits || used) && is_good(me) != is_good(peer) {
+        // One is Outdated, by a resync that never began or by an operator: it is made equal, not declared so.
         return by_bitmap(is_good(me));
     }
     if !is_good(me) || !is_good(peer) {
@@ -164,5 +167,15 @@ mod tests {
         assert_eq!(source([&side(0, 0), &outdated(9)]), Some(0));
         assert_eq!(source([&outdated(0), &side(0, 0)]), None);
         assert_eq!(source([&outdated(9), &outdated(9)]), None);
+        let primary = Side { role: Role::Primary, ..side(0, 0) };
+        let decide = |connecting: bool| {
+            let [me, peer] = [NodeId::new(0).unwrap(), NodeId::new(1).unwrap()];
+            let (protocol, wire_protocol) = (124, Protocol::C);
+            let link = Link { protocol, wire_protocol, arbiter: true, me, peer, connecting, changed_since_sent: false };
+            let no_sync = Decision { strategy: Strategy::NoSync, rule: Rule::BothOff };
+            reconcile_bits(no_sync, &outdated(0), &primary, &link, true).strategy
+        };
+        assert_eq!(decide(false), Strategy::Target(BitmapUse::Own), "the Primary may be writing without it");
+        assert_eq!(decide(true), Strategy::NoSync);
     }
 }

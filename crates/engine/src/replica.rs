@@ -18,7 +18,8 @@ use wire::message::{DataFlags, DataHead};
 
 use crate::epoch::{EpochId, NeedFlush};
 use crate::planted::{Bug, planted};
-use crate::request::{RangeOwner, disk_write};
+use crate::range_owner::RangeOwner;
+use crate::request::disk_write;
 use crate::slab::Key;
 use crate::volume::{Salvage, Volume, Writer};
 use crate::{Engine, IoKind};
@@ -216,6 +217,9 @@ impl Engine {
         let (peer, number, range, block_id) = (write.peer, write.volume, write.range, write.block_id);
         let (flags, epoch, orphan, link) = (write.flags, write.epoch, write.orphan, write.link);
         self.give_range_back(number, RangeOwner::PeerWrite(key), range);
+        if !ok && flags.has(DataFlags::SEND_RECEIVE_ACK) {
+            self.volume_mut(number).lost_received = true;
+        }
         if let Some(has_it) = orphan {
             return self.forget_peer_write(key, has_it);
         }

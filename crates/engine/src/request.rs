@@ -12,16 +12,16 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use types::{
-    BlockOp, ByteRange, DiskState, IoError, LinkId, NodeId, NodeSet, PayloadId, ReplicationState, RequestId, Role,
-    Time, VolumeNumber,
+    BlockOp, ByteRange, DiskState, IoError, LinkId, NodeId, NodeSet, PayloadId, RequestId, Role, Time, VolumeNumber,
 };
 use wire::Message;
-use wire::message::{BlockRequest, DataFlags, DataHead};
+use wire::message::{DataFlags, DataHead};
 
 use crate::api::{DiskOp, Effect, Protocol};
-use crate::peer::WriteMode;
+use crate::peer::{WRITES_ARE_CLOSE, WriteMode};
 use crate::planted::{Bug, planted};
-use crate::ranges::{RangeId, RangeKind};
+use crate::range_owner::RangeOwner;
+use crate::read::ReadAt;
 use crate::slab::Key;
 use crate::volume::{Parked, Writer};
 use crate::{Engine, IoKind};
@@ -115,35 +115,6 @@ pub(crate) struct Write {
     pub marked: NodeSet,
 }
 
-pub(crate) struct Read {
-    pub request: RequestId,
-    pub volume: VolumeNumber,
-    pub range: ByteRange,
-    pub payload: PayloadId,
-    pub since: Time,
-    pub at: ReadAt,
-    /// Peers that could not answer.
-    pub tried: NodeSet,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ReadAt {
-    Disk,
-    Peer(NodeId, LinkId),
-}
-
-/// A flush of the application: durable here, and the epochs of peers under protocol B and C acknowledged (rule FL-1).
-pub(crate) struct Flush {
-    pub request: RequestId,
-    pub volume: VolumeNumber,
-    pub since: Time,
-    pub local: Local,
-    /// Peer, link and the last barrier that must be acknowledged.
-    pub waits: Vec<(NodeId, LinkId, u32)>,
-    /// A peer that it waited for was lost.
-    pub unheard: bool,
-}
-
 impl Engine {
     pub(crate) fn submit(
         &mut self,
@@ -169,23 +140,26 @@ impl Engine {
 
     /// Starts a request that the door lets in. False: it has to wait at the door after all.
     pub(crate) fn admit(&mut self, number: VolumeNumber, parked: Parked) -> bool {
+        if parked.op != BlockOp::Read && !self.is_generation_begun(number) {
+            return false;
+        }
         match parked.op {
             BlockOp::Read => self.start_read(number, parked),
             BlockOp::Flush => self.start_flush(number, parked),
-            BlockOp::Write { .. } | BlockOp::Discard | BlockOp::WriteZeroes { .. } => {
-                if let Some(reason) = self.volume(number).generation_due {
-                    if self.is_parting_from_unsettled_writes(number) {
-                        return false;
-                    }
-                    self.begin_generation(number, reason);
-                    if self.volume(number).backing.as_ref().is_some_and(|b| !b.is_settled()) {
-                        return false;
-                    }
-                }
-                self.start_write(number, parked);
-            }
+            BlockOp::Write { .. } | BlockOp::Discard | BlockOp::WriteZeroes { .. } => self.start_write(number, parked),
         }
         true
+    }
+
+    /// What is promised from here on, a write or the flush of what was seen, counts in a generation that is due
+    /// (rule GE-1). Begins it; false while it is not durable.
+    fn is_generation_begun(&mut self, number: VolumeNumber) -> bool {
+        let Some(reason) = self.volume(number).generation_due else { return true };
+        if self.is_parting_from_unsettled_writes(number) {
+            return false;
+        }
+        self.begin_generation(number, reason);
+        self.volume(number).backing.as_ref().is_none_or(|b| b.is_settled())
     }
 
     // ------------------------------------------------------------------ writes
@@ -223,16 +197,25 @@ impl Engine {
         if self.epoch_writes >= self.epoch_writes_max() {
             self.close_epoch();
         }
+        if self.epoch_writes == 0 {
+            self.writes_follow_closely = self.now.since(self.epoch_ended) < WRITES_ARE_CLOSE;
+        }
         self.epoch_writes += 1;
         let start = self.dagtag;
         self.dagtag += range.sectors();
         let (end, epoch, now) = (self.dagtag, self.epoch, self.now);
 
-        let mut legs = self.spare_legs.pop().unwrap_or_default();
-        for peer in self.peer_ids() {
+        let mut legs = self.spare_legs.pop().unwrap_or_else(|| {
+            // All are in use; room for the day when they come back at once.
+            self.spare_legs.reserve(self.writes.len());
+            Vec::new()
+        });
+        // With no data left in reach it fails: then no disk, here or over there, is a place for it (rule PR-3).
+        let has_data = self.has_data(number);
+        let writable = has_data && self.volume(number).is_writable();
+        for peer in self.peer_ids().filter(|_| has_data) {
             legs.extend(self.start_leg(peer, key, start..end));
         }
-        let writable = self.volume(number).is_writable();
         let write = self.writes.get_mut(key).expect("looked it up above");
         write.legs = legs;
         write.dagtag = end;
@@ -370,8 +353,11 @@ impl Engine {
             self.less_unstable(peer, bytes);
         }
         self.touch_write(key);
-        if state == LegState::Failed && self.peer(peer).is_connected() {
-            // It will say so itself; until then it must not count as a copy that follows (rule GE-2).
+        let entry = self.peer(peer);
+        let counted = entry.is_connected() && entry.volumes[&number].disk > DiskState::Inconsistent;
+        if state == LegState::Failed && counted {
+            // It will say so itself; until then it must not count as a copy that follows (rule GE-2). A sync target is none,
+            // and with `pass_on` it goes on without a word: the block gets its bit on both sides and is requested again.
             self.set_peer_disk(peer, number, DiskState::Failed, "it could not write");
         }
     }
@@ -569,7 +555,9 @@ impl Engine {
         self.emit(Effect::Complete { request, result });
         self.give_range_back(number, RangeOwner::Application(key), range);
         // What comes after this completion may depend on it: it belongs to a later epoch.
-        self.close_epoch_of(epoch);
+        if epoch == self.epoch {
+            self.close_epoch_lazily();
+        }
         self.volume_mut(number).pump = true;
     }
 
@@ -601,13 +589,6 @@ impl Engine {
             Local::Failed(error) => error,
             Local::Ok | Local::None | Local::Pending => IoError::Io,
         }))
-    }
-
-    /// The peers acknowledge an epoch once it is closed.
-    fn close_epoch_of(&mut self, epoch: u64) {
-        if epoch == self.epoch {
-            self.close_epoch();
-        }
     }
 
     /// Rule BM-1: decides the bits of a write that left the transfer log, then frees its extents in the log.
@@ -650,213 +631,6 @@ impl Engine {
         volume.pump = true;
     }
 
-    // ------------------------------------------------------------------ flushes
-
-    fn start_flush(&mut self, number: VolumeNumber, parked: Parked) {
-        self.close_epoch();
-        let own = self.volume(number).disk == DiskState::UpToDate;
-        let waits = self
-            .peers
-            .values()
-            .filter(|p| p.is_connected() && !(own && p.config.protocol == Protocol::A))
-            .filter(|_| !planted(Bug::FlushForgetsPeers))
-            .filter_map(|p| Some((p.id, p.link_id()?, p.last_open_barrier()?)))
-            .collect();
-        let writable = self.volume(number).is_writable();
-        let local = if writable { Local::Pending } else { Local::None };
-        let key = self.flushes.insert(Flush {
-            request: parked.request,
-            volume: number,
-            since: parked.since,
-            local,
-            waits,
-            unheard: false,
-        });
-        if writable {
-            self.disk(number, IoKind::Flush(key), DiskOp::Flush);
-        }
-        self.retire = true;
-    }
-
-    pub(crate) fn local_flush_done(&mut self, key: Key, result: Result<(), IoError>) {
-        let flush = self.flushes.get_mut(key).expect("a flush stays until its local part is settled");
-        let number = flush.volume;
-        flush.local = match result {
-            Ok(()) => Local::Ok,
-            Err(error) => Local::Failed(error),
-        };
-        if result.is_err() {
-            self.local_flush_failed(number);
-        }
-        self.retire = true;
-    }
-
-    pub(crate) fn flush_barrier_acked(&mut self, peer: NodeId, barrier: u32) {
-        let keys: Vec<Key> = self.flushes.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            let flush = self.flushes.get_mut(key).expect("listed above");
-            flush.waits.retain(|(p, _, b)| !(*p == peer && *b == barrier));
-        }
-        self.retire = true;
-    }
-
-    fn complete_flushes(&mut self) {
-        if self.flushes.is_empty() {
-            return;
-        }
-        let keys: Vec<Key> = self.flushes.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            let flush = self.flushes.get(key).expect("listed above");
-            if flush.local == Local::Pending || !flush.waits.is_empty() {
-                continue;
-            }
-            let volume = self.volume(flush.volume);
-            let settled = volume.backing.as_ref().is_none_or(|b| b.is_settled());
-            let confirmed = flush.local == Local::Ok || volume.generation_unconfirmed.is_empty();
-            if !settled || !confirmed {
-                continue;
-            }
-            let flush = self.flushes.remove(key).expect("listed above");
-            // Without good data of its own the peers' epochs are the durability that there is.
-            let own = self.volume(flush.volume).disk == DiskState::UpToDate;
-            let elsewhere = self.up_to_date_peer(flush.volume).is_some();
-            let result = match flush.local {
-                _ if elsewhere => Ok(()),
-                Local::Failed(error) => Err(error),
-                _ if flush.unheard && !own => Err(IoError::Io),
-                _ => Ok(()),
-            };
-            if result.is_ok() {
-                let took = self.now.since(flush.since);
-                self.volume_mut(flush.volume).latency.flush.add(took);
-            }
-            self.emit(Effect::Complete { request: flush.request, result });
-        }
-    }
-
-    // ------------------------------------------------------------------ reads
-
-    fn start_read(&mut self, number: VolumeNumber, parked: Parked) {
-        let payload = parked.payload.expect("a read brings its buffer: checked at submission");
-        let key = self.reads.insert(Read {
-            request: parked.request,
-            volume: number,
-            range: parked.range,
-            payload,
-            since: parked.since,
-            at: ReadAt::Disk,
-            tried: NodeSet::EMPTY,
-        });
-        self.route_read(key);
-    }
-
-    /// Rule RD-1: an UpToDate disk answers; an Inconsistent one only where no slot has a bit; otherwise a peer.
-    fn route_read(&mut self, key: Key) {
-        let read = self.reads.get(key).expect("the caller holds it");
-        let (number, range, payload, tried) = (read.volume, read.range, read.payload, read.tried);
-        let volume = self.volume(number);
-        let local = match (&volume.backing, volume.disk) {
-            _ if tried.contains(self.me) => false,
-            (Some(_), DiskState::UpToDate) => true,
-            (Some(backing), DiskState::Inconsistent) => {
-                let blocks = range.blocks_touched(backing.block_bytes());
-                !backing.bitmap.slots().any(|slot| backing.bitmap.any(slot, blocks.clone()))
-            }
-            _ => false,
-        };
-        if local {
-            self.reads.get_mut(key).expect("the caller holds it").at = ReadAt::Disk;
-            self.volume_mut(number).counters.read_bytes += range.len();
-            return self.disk(number, IoKind::Read(key), DiskOp::ReadInto { range, payload });
-        }
-        let candidate = self.peers.values().find(|p| {
-            p.is_connected()
-                && !tried.contains(p.id)
-                && p.volumes
-                    .get(&number)
-                    .is_some_and(|d| d.disk == DiskState::UpToDate && d.replication >= ReplicationState::Established)
-        });
-        let Some((peer, link)) = candidate.and_then(|p| Some((p.id, p.link_id()?))) else {
-            return self.end_read(key, Err(IoError::Io));
-        };
-        self.reads.get_mut(key).expect("the caller holds it").at = ReadAt::Peer(peer, link);
-        let request = BlockRequest { range, block_id: key, dagtag: None };
-        self.send_data(peer, Some(number), Message::DataRequest(request), None);
-    }
-
-    fn end_read(&mut self, key: Key, result: Result<(), IoError>) {
-        let read = self.reads.remove(key).expect("the caller holds it");
-        self.emit(Effect::Complete { request: read.request, result });
-        self.release(Some(read.payload));
-        let took = self.now.since(read.since);
-        let volume = self.volume_mut(read.volume);
-        volume.pump = true;
-        if result.is_ok() {
-            volume.latency.read.add(took);
-        }
-    }
-
-    pub(crate) fn local_read_done(&mut self, key: Key, result: Result<(), IoError>) {
-        let read = self.reads.get(key).expect("a read stays until it is answered");
-        let (number, range) = (read.volume, read.range);
-        if result.is_ok() {
-            return self.end_read(key, Ok(()));
-        }
-        // The block is bad here: whoever repairs it needs the bit (rule BM-1).
-        self.mark_all_but(number, NodeSet::EMPTY, range);
-        self.local_io_failed(number, "read failed");
-        let me = self.me;
-        self.retry_read(key, me);
-    }
-
-    /// `at` could not answer: another way, or an error.
-    pub(crate) fn retry_read(&mut self, key: Key, at: NodeId) {
-        let read = self.reads.get_mut(key).expect("the caller holds it");
-        read.tried = read.tried.with(at);
-        self.route_read(key);
-    }
-
-    /// A peer answers a read with data. The driver's new buffer takes the place of the request's.
-    pub(crate) fn remote_read_done(&mut self, peer: NodeId, key: Key, range: ByteRange, payload: Option<PayloadId>) {
-        let ours =
-            self.reads.get(key).is_some_and(|r| r.range == range && matches!(r.at, ReadAt::Peer(p, _) if p == peer));
-        let Some(from) = payload.filter(|_| ours) else {
-            self.release(payload);
-            return self.protocol_error(peer, "DATA_REPLY answers no request of ours");
-        };
-        let read = self.reads.get(key).expect("looked at it just now");
-        self.emit(Effect::Copy { from, to: read.payload });
-        self.release(Some(from));
-        self.end_read(key, Ok(()));
-    }
-
-    pub(crate) fn remote_read_failed(&mut self, peer: NodeId, key: Key) {
-        if self.reads.get(key).is_some_and(|r| matches!(r.at, ReadAt::Peer(p, _) if p == peer)) {
-            self.retry_read(key, peer);
-        }
-    }
-
-    // ------------------------------------------------------------------ ranges
-
-    /// Takes a range, or queues for it. Returns whether it is held now.
-    pub(crate) fn take_range(&mut self, number: VolumeNumber, owner: RangeOwner, range: ByteRange) -> bool {
-        self.volume_mut(number).ranges.insert_or_wait(owner.id(), range, owner.kind())
-    }
-
-    /// `range`: as it was taken.
-    pub(crate) fn give_range_back(&mut self, number: VolumeNumber, owner: RangeOwner, range: ByteRange) {
-        let granted = self.volume_mut(number).ranges.remove(owner.id(), range);
-        for id in granted {
-            match RangeOwner::of_id(id) {
-                RangeOwner::Application(key) => self.range_granted(number, Writer::Application(key)),
-                RangeOwner::PeerWrite(key) => self.peer_range_granted(number, key),
-                RangeOwner::Serve(key) => self.serve_range_granted(number, key),
-                RangeOwner::Resync(key) => self.resync_range_granted(number, key),
-            }
-        }
-        self.volume_mut(number).pump = true;
-    }
-
     pub(crate) fn pump_all(&mut self) {
         for volume in self.volumes.values_mut() {
             volume.pump = true;
@@ -865,49 +639,6 @@ impl Engine {
 
     pub(crate) fn is_primary(&self) -> bool {
         self.role == Role::Primary
-    }
-}
-
-/// Who holds or wants a range of a volume.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum RangeOwner {
-    Application(Key),
-    PeerWrite(Key),
-    /// A read for a peer: it must not see half a write.
-    Serve(Key),
-    /// A resync block on this target.
-    Resync(Key),
-}
-
-impl RangeOwner {
-    /// The owner in the two highest bits; keys have their generation there, which never gets that far.
-    fn id(self) -> RangeId {
-        let (kind, key) = match self {
-            RangeOwner::Application(key) => (0, key),
-            RangeOwner::PeerWrite(key) => (1, key),
-            RangeOwner::Serve(key) => (2, key),
-            RangeOwner::Resync(key) => (3, key),
-        };
-        assert!(key >> 62 == 0, "key {key:#x} used up its generations");
-        key | (kind << 62)
-    }
-
-    fn of_id(id: RangeId) -> RangeOwner {
-        let key = id & (u64::MAX >> 2);
-        match id >> 62 {
-            0 => RangeOwner::Application(key),
-            1 => RangeOwner::PeerWrite(key),
-            2 => RangeOwner::Serve(key),
-            _ => RangeOwner::Resync(key),
-        }
-    }
-
-    fn kind(self) -> RangeKind {
-        match self {
-            RangeOwner::Application(_) => RangeKind::Application,
-            RangeOwner::PeerWrite(_) => RangeKind::Peer,
-            RangeOwner::Serve(_) | RangeOwner::Resync(_) => RangeKind::Resync,
-        }
     }
 }
 

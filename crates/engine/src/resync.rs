@@ -4,7 +4,8 @@
 //! Rules: RS-3 a bit is cleared when its block is on the target's *stable* storage; acknowledgements of a batch wait
 //! for one flush. RS-5 a target that is Primary holds its own writes back from a block between request and write. RS-6
 //! the target ends the resync, after the source has every acknowledgement (a ping on the control socket) and after a
-//! Primary has told it of every block that it only marked (FLUSH_REQUESTS).
+//! Primary has told it of every block that it only marked (FLUSH_REQUESTS). RS-10 with `csums-alg` it asks with the
+//! digest of its own block; "equal" counts as written, because what the disk had before the resync was flushed.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -14,14 +15,17 @@ use types::{
     VolumeNumber,
 };
 use wire::Message;
-use wire::message::{BlockRequest, Dagtag, DataHead};
+use wire::digest::{Digest, DigestAlgorithm};
+use wire::message::{BlockAck, BlockRequest, Dagtag, DataHead};
 use wire::version::feature;
 
+use crate::allowance::Allowance;
 use crate::api::{CommandId, DiskOp, Event, Refusal};
 use crate::connect::End;
+use crate::digest::DigestOwner;
 use crate::planted::{Bug, planted};
 use crate::progress::Marks;
-use crate::request::RangeOwner;
+use crate::range_owner::RangeOwner;
 use crate::slab::Key;
 use crate::state::Deferred;
 use crate::volume::WIRE_BLOCK_BYTES;
@@ -29,6 +33,9 @@ use crate::{Engine, IoKind};
 
 /// Largest block of one request. Bytes. Source: docs/wire.md "Sizes".
 pub(crate) const REQUEST_BYTES_MAX: u64 = 1 << 20;
+/// Largest block that is compared by digest: one sector that differs costs all of it, and a digest of more keeps the
+/// driver from other work for too long (sha512 of 64 KiB: about 0.1 ms). Bytes.
+const CSUM_BYTES_MAX: u64 = 64 << 10;
 /// Requested and not yet written. Large enough to fill a fast link, small against `max-buffers`.
 const WINDOW_BYTES: u64 = 4 << 20;
 /// Written and not yet durable: at most this is acknowledged with one flush.
@@ -56,11 +63,22 @@ pub(crate) struct Resync {
     failed_blocks: u64,
     pub marks: Marks,
     started: Time,
-    /// Bytes that may be asked for now; negative: asked too much.
-    allowance: i64,
-    allowance_at: Time,
+    allowance: Allowance,
+    csums: Csums,
     /// No requests before.
     pub not_before: Time,
+}
+
+/// Whether blocks are asked for with their digests (rule RS-10).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Csums {
+    Off,
+    /// The disk makes durable what it had before the resync, with the flush of this number; nothing is asked for before.
+    Flushing {
+        flush: u64,
+        algorithm: DigestAlgorithm,
+    },
+    On(DigestAlgorithm),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +104,10 @@ pub(crate) struct ResyncRequest {
     pub volume: VolumeNumber,
     pub range: ByteRange,
     pub payload: Option<PayloadId>,
+    /// It is on its way to the source; before, this node's own block is read and digested.
+    asked: bool,
+    /// With a digest: the source may say that the block is equal.
+    by_digest: bool,
     /// It holds or waits for its range.
     ranged: bool,
     /// It holds its range.
@@ -95,6 +117,12 @@ pub(crate) struct ResyncRequest {
     superseded: bool,
     /// The link is gone, or the resync ended before the answer came.
     pub orphan: bool,
+}
+
+impl ResyncRequest {
+    pub fn awaits_answer(&self) -> bool {
+        self.asked && self.payload.is_none() && !self.writing
+    }
 }
 
 impl Engine {
@@ -128,11 +156,13 @@ impl Engine {
             failed_blocks: 0,
             marks: Marks::new(now, bits, WIRE_BLOCK_BYTES),
             started: now,
-            allowance: 0,
-            allowance_at: now,
+            allowance: Allowance::new(now),
+            csums: Csums::Off,
             not_before: now,
         };
-        self.device_mut(peer, number).resync = Some(resync);
+        let device = self.device_mut(peer, number);
+        device.resync = Some(resync);
+        device.equal_by_csum_bytes = 0;
         self.timer_is_set();
         self.set_replication(peer, number, ReplicationState::SyncTarget, reason);
         self.set_disk_untold(number, DiskState::Inconsistent, "sync target");
@@ -151,6 +181,49 @@ impl Engine {
             && resync.phase == ResyncPhase::Starting
         {
             resync.phase = ResyncPhase::Running;
+            self.prepare_csums(peer, number);
+        }
+        self.volume_mut(number).pump = true;
+    }
+
+    /// Rule RS-10: a block that is equal may lie in the disk's cache alone, written by a resync that was interrupted. So the
+    /// cache is made durable first. A block that is being written right now, or a disk that has failed before and may
+    /// show what it never kept, is not believed: no digests then.
+    fn prepare_csums(&mut self, peer: NodeId, number: VolumeNumber) {
+        let Some(algorithm) = self.agreed_csums(peer) else { return };
+        let late = |r: &ResyncRequest| r.volume == number && r.writing;
+        let volume = self.volume(number);
+        if volume.backing.as_ref().is_none_or(|b| b.has_failed) || self.resync_requests.iter().any(|(_, r)| late(r)) {
+            return;
+        }
+        let volatile = volume.backing.as_ref().is_some_and(|b| b.limits.volatile_cache);
+        let volatile = volatile && !planted(Bug::CsumNotFlushed);
+        let flush = self.flushes_started + 1;
+        let Some(resync) = &mut self.device_mut(peer, number).resync else { return };
+        if !volatile {
+            resync.csums = Csums::On(algorithm);
+            return;
+        }
+        resync.csums = Csums::Flushing { flush, algorithm };
+        self.flushes_started = flush;
+        self.flush_data(number, IoKind::CsumFlush { peer, flush });
+    }
+
+    pub(crate) fn csum_flush_done(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        flush: u64,
+        result: Result<(), IoError>,
+    ) {
+        if let Some(resync) = &mut self.device_mut(peer, number).resync
+            && let Csums::Flushing { flush: current, algorithm } = resync.csums
+            && current == flush
+        {
+            resync.csums = if result.is_ok() { Csums::On(algorithm) } else { Csums::Off };
+        }
+        if result.is_err() {
+            self.local_flush_failed(number);
         }
         self.volume_mut(number).pump = true;
     }
@@ -228,16 +301,17 @@ impl Engine {
         let settled = self.volume(number).backing.as_ref().is_some_and(|b| b.is_settled());
         {
             let Some(resync) = &mut self.device_mut(peer, number).resync else { return };
-            if resync.phase != ResyncPhase::Running || !settled || now < resync.not_before {
+            let waits = resync.phase != ResyncPhase::Running || matches!(resync.csums, Csums::Flushing { .. });
+            if waits || !settled || now < resync.not_before {
                 return;
             }
-            resync.refill(now, rate);
+            resync.allowance.refill(now, rate, REQUEST_BYTES_MAX);
         }
         loop {
             let resync = self.peer(peer).volumes[&number].resync.as_ref().expect("looked at it above");
             if resync.in_flight_bytes + resync.written_bytes >= WINDOW_BYTES + FLUSH_BATCH_BYTES
                 || resync.in_flight_bytes >= WINDOW_BYTES
-                || (rate > 0 && resync.allowance <= 0)
+                || resync.allowance.is_spent(rate)
             {
                 return;
             }
@@ -253,10 +327,12 @@ impl Engine {
         let backing = volume.backing.as_ref()?;
         let slot = backing.superblock.peers[peer.index()].slot?;
         let block = backing.block_bytes();
-        let mut position = self.peer(peer).volumes[&number].resync.as_ref()?.position;
+        let resync = self.peer(peer).volumes[&number].resync.as_ref()?;
+        let mut position = resync.position;
+        let bytes_max = if matches!(resync.csums, Csums::On(_)) { CSUM_BYTES_MAX } else { REQUEST_BYTES_MAX };
         let found = loop {
             let Some(first) = backing.bitmap.next_set(slot, position) else { break None };
-            let window_end = (first * block / REQUEST_BYTES_MAX + 1) * REQUEST_BYTES_MAX / block;
+            let window_end = (first * block / bytes_max + 1) * bytes_max / block;
             let clear = backing.bitmap.next_clear(slot, first).unwrap_or(u64::MAX);
             let end = clear.min(window_end);
             let start_byte = first * block;
@@ -290,6 +366,8 @@ impl Engine {
             volume: number,
             range,
             payload: None,
+            asked: false,
+            by_digest: false,
             ranged: held,
             granted: held,
             writing: false,
@@ -300,18 +378,107 @@ impl Engine {
             let taken = self.take_range(number, RangeOwner::Resync(key), range);
             assert!(taken, "resync asked for {range:?}, which next_dirty found free");
         }
-        let entry = self.peer(peer);
-        let with_dagtag = entry.link.as_ref().is_some_and(|l| l.features & feature::RESYNC_DAGTAG != 0);
-        // The source answers when it has what the Primary has sent here so far.
-        let primary = self.peers.values().find(|p| p.is_connected() && p.role == Role::Primary);
-        let (node, tag) = primary.map_or((peer, 0), |p| (p.id, p.dagtag_received));
-        let dagtag = with_dagtag.then_some(Dagtag { node: u32::from(node.get()), tag });
         let resync = self.device_mut(peer, number).resync.as_mut().expect("the caller looked at it");
         resync.in_flight_bytes += range.len();
         resync.requests += 1;
-        resync.allowance -= range.len() as i64;
-        let request = BlockRequest { range, block_id: key, dagtag };
-        self.send_data(peer, Some(number), Message::RsDataRequest(request), None);
+        resync.allowance.spend(range.len());
+        if matches!(resync.csums, Csums::On(_)) {
+            return self.disk(number, IoKind::ResyncRead { key }, DiskOp::Read { range });
+        }
+        self.send_request(key, None);
+    }
+
+    /// Asks the source for a block, if it differs from what `digest` says.
+    fn send_request(&mut self, key: Key, digest: Option<Digest>) {
+        let request = self.resync_requests.get_mut(key).expect("the caller looked at it");
+        request.asked = true;
+        request.by_digest = digest.is_some();
+        let (peer, number, range) = (request.peer, request.volume, request.range);
+        let request = BlockRequest { range, block_id: key, dagtag: self.reached_dagtag(peer) };
+        let message = match digest {
+            Some(digest) => Message::CsumRsRequest { request, digest: digest.as_bytes().to_vec() },
+            None => Message::RsDataRequest(request),
+        };
+        self.send_data(peer, Some(number), message, None);
+    }
+
+    /// What the Primary has sent here so far, for requests that the other end answers when it has that too. `None`: the peer
+    /// does not know such requests.
+    pub(crate) fn reached_dagtag(&self, peer: NodeId) -> Option<Dagtag> {
+        let with_dagtag = self.peer(peer).link.as_ref().is_some_and(|l| l.features & feature::RESYNC_DAGTAG != 0);
+        let primary = self.peers.values().find(|p| p.is_connected() && p.role == Role::Primary);
+        let (node, tag) = primary.map_or((peer, 0), |p| (p.id, p.dagtag_received));
+        with_dagtag.then_some(Dagtag { node: u32::from(node.get()), tag })
+    }
+
+    // ------------------------------------------------------------------ target: the own block's digest
+
+    /// The disk has failed: what it shows may not be what it keeps. Nothing of it is compared any more (rule RS-10).
+    pub(crate) fn distrust_disk(&mut self, number: VolumeNumber) {
+        if let Some(backing) = &mut self.volume_mut(number).backing {
+            backing.has_failed = true;
+        }
+        for peer in self.peer_ids() {
+            if let Some(resync) = &mut self.device_mut(peer, number).resync {
+                resync.csums = Csums::Off;
+            }
+        }
+    }
+
+    /// This node's own block was read, to be compared by its digest.
+    pub(crate) fn resync_block_read(
+        &mut self,
+        number: VolumeNumber,
+        key: Key,
+        result: Result<(), IoError>,
+        payload: Option<PayloadId>,
+    ) {
+        let request = self.resync_requests.get(key).map(|r| (r.peer, r.asked));
+        let csums = request.and_then(|(peer, _)| self.peer(peer).volumes[&number].resync.as_ref()).map(|r| r.csums);
+        match (request, csums, payload) {
+            (Some((_, false)), Some(Csums::On(algorithm)), Some(payload)) if result.is_ok() => {
+                return self.digest(payload, algorithm, DigestOwner::Resync(key));
+            }
+            (Some((_, false)), _, payload) => {
+                self.release(payload);
+                self.send_request(key, None);
+            }
+            (_, _, payload) => self.release(payload),
+        }
+        if result.is_err() {
+            self.local_io_failed(number, "a block to be compared in a resync cannot be read");
+        }
+    }
+
+    pub(crate) fn resync_block_digested(&mut self, key: Key, payload: PayloadId, digest: Digest) {
+        self.release(Some(payload));
+        if self.resync_requests.get(key).is_some_and(|r| !r.asked) {
+            self.send_request(key, Some(digest));
+        }
+    }
+
+    /// The source has the same. Its bit is gone there; here it goes by the rules for a block that was written.
+    pub(crate) fn resync_is_in_sync(&mut self, peer: NodeId, number: VolumeNumber, ack: BlockAck) {
+        let ours = |r: &&ResyncRequest| {
+            r.peer == peer && r.volume == number && r.range == ack.range && r.awaits_answer() && r.by_digest
+        };
+        let Some(request) = self.resync_requests.get(ack.block_id).filter(ours) else {
+            return self.protocol_error(peer, "RS_IS_IN_SYNC answers no request of ours");
+        };
+        let (range, superseded, orphan) = (request.range, request.superseded, request.orphan);
+        if !orphan {
+            if !superseded {
+                self.volume_mut(number).mark_in_sync(peer, range);
+            }
+            let now = self.now;
+            let left = self.volume(number).bits_towards(peer);
+            let device = self.device_mut(peer, number);
+            device.equal_by_csum_bytes += range.len();
+            if let Some(resync) = &mut device.resync {
+                resync.marks.update(now, left);
+            }
+        }
+        self.end_request(ack.block_id, false);
     }
 
     // ------------------------------------------------------------------ target: answers
@@ -323,9 +490,8 @@ impl Engine {
         head: DataHead,
         payload: Option<PayloadId>,
     ) {
-        let ours = |r: &ResyncRequest| {
-            r.peer == peer && r.volume == number && r.range == head.range && r.payload.is_none() && !r.writing
-        };
+        let ours =
+            |r: &ResyncRequest| r.peer == peer && r.volume == number && r.range == head.range && r.awaits_answer();
         let Some(payload) = payload.filter(|_| self.resync_requests.get(head.block_id).is_some_and(ours)) else {
             self.release(payload);
             return self.protocol_error(peer, "RS_DATA_REPLY answers no request of ours");
@@ -542,7 +708,7 @@ impl Engine {
 
     /// The source did not send the block: `failed` it could not, otherwise not now.
     pub(crate) fn resync_refused(&mut self, peer: NodeId, number: VolumeNumber, key: Key, failed: bool) {
-        let ours = |r: &ResyncRequest| r.peer == peer && r.volume == number && r.payload.is_none() && !r.writing;
+        let ours = |r: &ResyncRequest| r.peer == peer && r.volume == number && r.awaits_answer();
         if !self.resync_requests.get(key).is_some_and(ours) {
             return self.protocol_error(peer, "a resync answer matches no request of ours");
         }
@@ -696,6 +862,8 @@ impl Engine {
         backing.superblock.push_history(old);
         // A disk that calls itself UpToDate and still has the bits is taken for one that knows of differences.
         backing.writer.want_pages_first();
+        // Bits also went for blocks that the application wrote meanwhile: nothing has flushed these (rule RS-3).
+        backing.writer.want_data_first();
         backing.touch();
         self.when_durable(number, Deferred::ResyncFinished { peer });
     }
@@ -711,6 +879,7 @@ impl Engine {
             DiskState::Inconsistent
         };
         let volume = self.volume_mut(number);
+        volume.lost_received &= disk != DiskState::UpToDate;
         let from = core::mem::replace(&mut volume.disk, disk);
         self.event(Event::Disk { volume: number, from, to: disk, reason: "resync finished" });
         self.set_replication(peer, number, ReplicationState::Established, "resync finished");
@@ -786,7 +955,7 @@ impl Engine {
                 continue;
             }
             // Its answer is still on the way: it waits for that, without its range.
-            if answers_come && request.payload.is_none() && !request.writing {
+            if answers_come && request.awaits_answer() {
                 let range = request.range;
                 if core::mem::take(&mut request.ranged) {
                     self.give_range_back(number, RangeOwner::Resync(key), range);
@@ -811,30 +980,12 @@ impl Engine {
 }
 
 impl Resync {
-    /// `rate`: bytes per second, 0: unlimited.
-    fn refill(&mut self, now: Time, rate: u64) {
-        if rate == 0 {
-            return;
-        }
-        let earned = u128::from(rate) * now.since(self.allowance_at).as_nanos() / 1_000_000_000;
-        // A tenth of a second may be saved up, but at least one request.
-        let most = (rate / 10).max(REQUEST_BYTES_MAX) as i64;
-        if earned > 0 {
-            self.allowance = self.allowance.saturating_add(earned as i64).min(most);
-            self.allowance_at = now;
-        }
-    }
-
     /// When requests may go on, if they wait for the rate or for a pause.
     pub fn wake_at(&self, rate: u64) -> Option<Time> {
         if self.phase != ResyncPhase::Running {
             return None;
         }
-        let mut at = self.not_before;
-        if rate > 0 && self.allowance <= 0 {
-            let missing = (1 - self.allowance) as u128 * 1_000_000_000 / u128::from(rate);
-            at = at.max(self.allowance_at + Duration::from_nanos(missing as u64 + 1));
-        }
+        let at = self.allowance.ready_at(rate).map_or(self.not_before, |at| at.max(self.not_before));
         (at > Time::ZERO).then_some(at)
     }
 

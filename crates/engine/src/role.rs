@@ -88,6 +88,7 @@ impl Engine {
             Change::Detach { volume } => self.check_detach(volume),
             Change::Invalidate { volume, peer } => self.check_full_sync(volume, peer, false),
             Change::InvalidateRemote { volume, peer } => self.check_full_sync(volume, peer, true),
+            Change::Verify { volume, peer, .. } => self.check_verify(volume, peer),
             Change::Connect { .. } | Change::Disconnect { .. } | Change::Demote | Change::Attach { .. } => Ok(()),
         }
     }
@@ -122,24 +123,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Rule GE-8: what a peer serves in place of this node's lost disk is no older than that was.
+    /// Rule GE-8: what a peer serves in place of this node's lost disk is no older than that was, and has all that this
+    /// node completed as Primary.
     fn check_lineage(&self, number: VolumeNumber) -> Result<(), Refusal> {
         let volume = self.volume(number);
-        let Some(last) = volume.last_disk.as_ref().filter(|_| volume.disk != DiskState::UpToDate) else {
-            return Ok(());
+        let source = self.up_to_date_peer(number).filter(|_| volume.disk != DiskState::UpToDate);
+        let Some(peer) = source else { return Ok(()) };
+        let older = |last: &Lineage| {
+            let uuids = self.peer(peer).volumes[&number].uuids.as_ref();
+            uuids.is_some_and(|uuids| !Lineage::of_peer(uuids).continues(last.current))
         };
-        let continues = |uuids: &wire::message::Uuids| Lineage::of_peer(uuids).continues(last.current);
-        let peer = self.up_to_date_peer(number).map(|peer| &self.peer(peer).volumes[&number]);
-        if peer.is_none_or(|device| device.uuids.as_ref().is_none_or(continues)) {
-            return Ok(());
-        }
+        let state = match volume.last_disk.as_ref().filter(|last| older(last)) {
+            Some(last) => {
+                format!("volume {number}: this node's disk had generation {}, the peers' data is older", last.current)
+            }
+            None if volume.missing_at.contains(peer) => {
+                format!("volume {number}: node {peer} may lack writes that this node had completed as Primary")
+            }
+            None => return Ok(()),
+        };
         Err(Refusal {
             code: -2,
             rule: "SS_NO_UP_TO_DATE_DISK",
-            state: format!(
-                "volume {number}: this node's disk had generation {}, the peers' data is older",
-                last.current
-            ),
+            state,
             next_step: "attach the disk again; or take the older data as it is with promote --force",
         })
     }
@@ -219,6 +225,7 @@ impl Engine {
                 !self.is_primary() && self.volume(volume).disk >= DiskState::Inconsistent
             }
             Change::Demote | Change::Disconnect { .. } | Change::Connect { .. } => true,
+            Change::Verify { volume, peer, .. } => self.allows_verify(volume, peer),
             Change::Attach { volume } => !self.peer(from).volumes[&volume].is_syncing(),
         }
     }
@@ -243,6 +250,7 @@ impl Engine {
         }
         self.set_role(Role::Primary, if force { "promote --force" } else { "promote" });
         self.hold_requested_blocks(self.me);
+        self.doubt_verify_blocks();
         for peer in self.peer_ids() {
             self.peer_mut(peer).discard_my_data = false;
         }
@@ -425,7 +433,7 @@ impl Engine {
         self.volumes.values().any(|v| matches!(v.disk, DiskState::Attaching | DiskState::Negotiating))
     }
 
-    fn all_settled(&self) -> bool {
+    pub(crate) fn all_settled(&self) -> bool {
         self.volumes.values().all(|v| v.backing.as_ref().is_none_or(|b| b.is_settled()))
     }
 
@@ -578,6 +586,12 @@ impl Engine {
             let state = format!("disk:{} current:{}", volume.disk, volume.current_uuid());
             let next_step = "disconnect all peers first; with peers connected it works only on fresh metadata";
             return self.refuse(id, Refusal { code: -151, rule: "ERR_CONNECTED", state, next_step });
+        }
+        if !fresh && volume.disk <= DiskState::Inconsistent {
+            // A newer generation on half a copy: no good copy would ever be its source.
+            let state = format!("volume {number}: disk:{}", volume.disk);
+            let next_step = "let the resync end first; or take this node's data as it is with promote --force";
+            return self.refuse(id, Refusal { code: -2, rule: "SS_NO_UP_TO_DATE_DISK", state, next_step });
         }
         if clear_bitmap && !fresh && volume.disk != DiskState::UpToDate {
             let state = format!("volume {number}: disk:{}", volume.disk);

@@ -2,19 +2,22 @@
 //!
 //! Rules: RS-3 a bit goes when the target says that its block is on stable storage, unless it was set again since the
 //! block was read. RS-4 a block is read only while no local write to it is in flight, and overlapping writes are held
-//! back until the answer is queued: so the answer never carries less than what went before it on the stream.
+//! back until the answer is queued: so the answer never carries less than what went before it on the stream. The same
+//! holds for a digest, of a block to be verified (VF-2) or to be compared in a resync (RS-10).
 
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use types::{ByteRange, DiskState, IoError, NodeId, NodeSet, PayloadId, ReplicationState, VolumeNumber};
 use wire::Message;
+use wire::digest::{Digest, DigestAlgorithm};
 use wire::message::{BlockRequest, Dagtag, DataFlags, DataHead};
 
 use crate::api::{DiskOp, Event};
+use crate::digest::DigestOwner;
 use crate::planted::{Bug, planted};
 use crate::progress::Marks;
-use crate::request::RangeOwner;
+use crate::range_owner::RangeOwner;
 use crate::resync::REQUEST_BYTES_MAX;
 use crate::slab::Key;
 use crate::volume::WIRE_BLOCK_BYTES;
@@ -30,6 +33,10 @@ pub(crate) struct Served {
     pub range: ByteRange,
     pub block_id: u64,
     pub kind: ServedKind,
+    /// What the target has, by its digest: if it is the same here, that is the answer.
+    theirs: Option<Digest>,
+    /// The request named a position in a Primary's stream, so the answer does.
+    with_dagtag: bool,
     reading: bool,
     /// Bits were set for it since it was asked for: the acknowledgement does not disprove them.
     pub superseded: bool,
@@ -43,14 +50,18 @@ pub(crate) enum ServedKind {
     Read,
     /// Answered; the target's acknowledgement is due.
     Answered,
+    /// The digest of a block that is verified.
+    Verify,
 }
 
 impl Engine {
     pub(crate) fn begin_source(&mut self, peer: NodeId, number: VolumeNumber, reason: &'static str) {
         let now = self.now;
         let bits = self.volume(number).bits_towards(peer);
-        self.device_mut(peer, number).source_since = Some((now, bits));
-        self.device_mut(peer, number).marks = Some(Marks::new(now, bits, WIRE_BLOCK_BYTES));
+        let device = self.device_mut(peer, number);
+        device.source_since = Some((now, bits));
+        device.marks = Some(Marks::new(now, bits, WIRE_BLOCK_BYTES));
+        device.equal_by_csum_bytes = 0;
         self.set_peer_disk(peer, number, DiskState::Inconsistent, "sync target");
         self.set_replication(peer, number, ReplicationState::SyncSource, reason);
         self.send_state(peer, number);
@@ -58,7 +69,15 @@ impl Engine {
         self.event(Event::ResyncStarted { peer, volume: number, source: true, bits });
     }
 
-    pub(crate) fn serve(&mut self, peer: NodeId, number: VolumeNumber, request: BlockRequest, kind: ServedKind) {
+    /// `theirs`: the digest that came with the request.
+    pub(crate) fn serve(
+        &mut self,
+        peer: NodeId,
+        number: VolumeNumber,
+        request: BlockRequest,
+        kind: ServedKind,
+        theirs: Option<Digest>,
+    ) {
         let volume = self.volume(number);
         let range = request.range;
         let valid = !range.is_empty() && range.len() <= REQUEST_BYTES_MAX && range.is_within(volume.exposed_bytes);
@@ -67,6 +86,7 @@ impl Engine {
         }
         let enough = match kind {
             ServedKind::Read => volume.disk == DiskState::UpToDate,
+            ServedKind::Verify => volume.disk >= DiskState::Inconsistent,
             _ => volume.disk >= DiskState::Outdated,
         };
         if !enough || volume.backing.is_none() {
@@ -76,7 +96,8 @@ impl Engine {
         let replication = self.peer(peer).volumes[&number].replication;
         let ready = matches!(replication, ReplicationState::SyncSource | ReplicationState::PausedSyncS);
         let behind = request.dagtag.is_some_and(|d| !self.has_reached(d));
-        if kind == ServedKind::Resync && (!ready || behind) {
+        let ready = if kind == ServedKind::Verify { self.is_verified_by(peer, number) } else { ready };
+        if kind != ServedKind::Read && (!ready || behind) {
             return self.send_ack(peer, number, range, request.block_id, Message::RsCancel);
         }
         if self.served.iter().filter(|(_, s)| s.peer == peer).count() >= SERVED_MAX {
@@ -88,6 +109,8 @@ impl Engine {
             range,
             block_id: request.block_id,
             kind,
+            theirs,
+            with_dagtag: request.dagtag.is_some(),
             reading: false,
             superseded: false,
             orphan: false,
@@ -120,7 +143,13 @@ impl Engine {
     fn serve_failed(&mut self, key: Key) {
         let served = self.served.remove(key).expect("the caller holds it");
         self.give_range_back(served.volume, RangeOwner::Serve(key), served.range);
-        if !served.orphan {
+        if served.orphan {
+            return;
+        }
+        if let (ServedKind::Verify, Some(algorithm)) = (served.kind, self.agreed_verify(served.peer)) {
+            // An error is a difference, as DRBD has it.
+            self.send_digest(&served, algorithm.unreadable());
+        } else {
             let message = if served.kind == ServedKind::Read { Message::NegDataReply } else { Message::NegRsDataReply };
             self.send_ack(served.peer, served.volume, served.range, served.block_id, message);
         }
@@ -129,8 +158,7 @@ impl Engine {
     pub(crate) fn serve_done(&mut self, key: Key, result: Result<(), IoError>, payload: Option<PayloadId>) {
         let served = self.served.get_mut(key).expect("it stays while its read is on its way");
         served.reading = false;
-        let (peer, number, range, block_id) = (served.peer, served.volume, served.range, served.block_id);
-        let (kind, orphan) = (served.kind, served.orphan);
+        let (number, orphan) = (served.volume, served.orphan);
         if orphan || result.is_err() {
             self.release(payload);
             self.serve_failed(key);
@@ -139,6 +167,57 @@ impl Engine {
             }
             return;
         }
+        if let (Some(algorithm), Some(payload)) = (self.digest_wanted(key), payload) {
+            return self.digest(payload, algorithm, DigestOwner::Served(key));
+        }
+        self.serve_data(key, payload);
+    }
+
+    /// The block is read for its digest.
+    fn digest_wanted(&self, key: Key) -> Option<DigestAlgorithm> {
+        let served = self.served.get(key)?;
+        match served.kind {
+            ServedKind::Verify => self.agreed_verify(served.peer),
+            _ => served.theirs.and(self.agreed_csums(served.peer)),
+        }
+    }
+
+    /// The digest of a block that was read for a peer. Its range is still held, unless the link is gone.
+    pub(crate) fn served_digested(&mut self, key: Key, payload: PayloadId, digest: Digest) {
+        let Some(served) = self.served.get(key).filter(|served| !served.orphan) else {
+            return self.release(Some(payload));
+        };
+        let (peer, number, range) = (served.peer, served.volume, served.range);
+        if served.kind != ServedKind::Verify && served.theirs != Some(digest) {
+            return self.serve_data(key, Some(payload));
+        }
+        self.release(Some(payload));
+        let served = self.served.remove(key).expect("looked at it just now");
+        if served.kind == ServedKind::Verify {
+            self.send_digest(&served, digest);
+        } else {
+            self.send_ack(peer, number, range, served.block_id, Message::RsIsInSync);
+            if !served.superseded {
+                self.volume_mut(number).mark_in_sync(peer, range);
+            }
+            self.device_mut(peer, number).equal_by_csum_bytes += range.len();
+            self.update_source_marks(peer, number);
+        }
+        self.give_range_back(number, RangeOwner::Serve(key), range);
+    }
+
+    fn send_digest(&mut self, served: &Served, digest: Digest) {
+        let dagtag = if served.with_dagtag { self.told_dagtag(served.peer) } else { None };
+        let request = BlockRequest { range: served.range, block_id: served.block_id, dagtag };
+        let message = Message::OvReply { request, digest: digest.as_bytes().to_vec() };
+        self.send_data(served.peer, Some(served.volume), message, None);
+    }
+
+    /// Sends a block that was read for a peer, and lets its range go.
+    fn serve_data(&mut self, key: Key, payload: Option<PayloadId>) {
+        let served = self.served.get(key).expect("the caller looked at it");
+        let (peer, number, range) = (served.peer, served.volume, served.range);
+        let (kind, block_id) = (served.kind, served.block_id);
         let head = DataHead { range, block_id, seq: 0, flags: DataFlags(0) };
         self.device_mut(peer, number).sent_bytes += range.len();
         if kind == ServedKind::Read {
@@ -164,7 +243,6 @@ impl Engine {
         block_id: u64,
         ok: bool,
     ) {
-        let now = self.now;
         let found = self.served.iter().find(|(_, s)| {
             s.peer == peer
                 && s.volume == number
@@ -179,6 +257,11 @@ impl Engine {
         if ok && !served.superseded {
             self.volume_mut(number).mark_in_sync(peer, range);
         }
+        self.update_source_marks(peer, number);
+    }
+
+    fn update_source_marks(&mut self, peer: NodeId, number: VolumeNumber) {
+        let now = self.now;
         let left = self.volume(number).bits_towards(peer);
         if let Some(marks) = &mut self.device_mut(peer, number).marks {
             marks.update(now, left);

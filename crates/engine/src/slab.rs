@@ -45,7 +45,8 @@ impl<T> Slab<T> {
         let index = self.free;
         let entry = &mut self.entries[index as usize];
         self.free = entry.next;
-        entry.generation += 1;
+        // Begins again after four billion values in one place: no answer is so late. Zero is left out, so no key is zero.
+        entry.generation = entry.generation.checked_add(1).unwrap_or(1);
         entry.value = Some(value);
         (u64::from(entry.generation) << 32) | u64::from(index)
     }
@@ -108,6 +109,20 @@ mod tests {
         assert_eq!(slab.remove(a), None);
         assert_eq!(slab.get(b), Some(&'b'));
         assert_eq!(slab.len(), 1);
+    }
+
+    /// A node at depth 1 puts all its requests into one place.
+    #[test]
+    fn generations_begin_again() {
+        let mut slab = Slab::new();
+        let first = slab.insert(0);
+        slab.remove(first);
+        slab.entries[0].generation = u32::MAX - 1;
+        let last = slab.insert(1);
+        assert_eq!(last >> 32, u64::from(u32::MAX));
+        slab.remove(last);
+        let next = slab.insert(2);
+        assert_eq!((next >> 32, slab.get(last), slab.get(next)), (1, None, Some(&2)));
     }
 
     #[test]

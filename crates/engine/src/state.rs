@@ -82,6 +82,7 @@ impl Engine {
         if from == to {
             return false;
         }
+        volume.lost_received &= to != DiskState::UpToDate;
         self.event(Event::Disk { volume: number, from, to, reason });
         self.refresh_flags(number);
         true
@@ -99,6 +100,7 @@ impl Engine {
         let from = core::mem::replace(&mut self.peer_mut(peer).role, to);
         if from != to {
             self.event(Event::PeerRole { peer, from, to });
+            self.doubt_verify_blocks_beside(peer);
             self.refresh_all_flags();
             if to == Role::Primary {
                 self.volume_numbers().into_iter().for_each(|number| self.follow_diskless_primary_84(peer, number));
@@ -120,6 +122,7 @@ impl Engine {
             return;
         }
         self.event(Event::Replication { peer, volume, from, to, reason });
+        self.verify_left(peer, volume, from, to);
         self.refresh_flags(volume);
         self.volume_mut(volume).pump = true;
     }
@@ -254,6 +257,7 @@ impl Engine {
 
     /// A data operation on our disk failed.
     pub(crate) fn local_io_failed(&mut self, number: VolumeNumber, what: &'static str) {
+        self.distrust_disk(number);
         match self.volume(number).config.on_io_error {
             OnIoError::Detach => self.disk_failed(number, what),
             OnIoError::PassOn => {
@@ -347,6 +351,9 @@ impl Engine {
         match volume.shown_before.take() {
             Some((shown, before)) if volume.exposed_uuid.same(shown) && on_disk.same(before) => {
                 volume.exposed_uuid = on_disk;
+                if self.is_primary() && self.volume(number).generation_due == Some(PROMOTED) {
+                    return self.begin_generation_in_attach(number);
+                }
                 self.generation_is_due(number, "a generation was given up");
             }
             _ => {}

@@ -78,6 +78,8 @@ impl Engine {
             bitmap_uuid: record.map_or(types::Uuid::ZERO, |r| r.bitmap_uuid),
             peer_flags: record.map_or(0, |r| r.flags.0),
             resync: marks.map(|m| m.progress(self.now, bits)),
+            verify: device.verify.as_ref().map(|v| v.status(self.now)),
+            equal_by_csum_bytes: device.equal_by_csum_bytes,
             resynced_bytes: device.resynced_bytes,
             last_decision: device.last_decision.clone(),
             answer: device.answer,
@@ -115,9 +117,13 @@ fn device_trouble(peer: NodeId, volume: VolumeNumber, device: &PeerDeviceStatus)
     let bytes = device.out_of_sync_bytes;
     let wanted = device.disk == DiskState::UpToDate || device.disk == DiskState::Diskless && !device.disk_configured;
     match device.replication {
-        ReplicationState::Established if !wanted => Some(Trouble::PeerDisk { peer, volume, state: device.disk }),
-        ReplicationState::Established if bytes > 0 => Some(Trouble::OutOfSync { peer, volume, bytes }),
-        ReplicationState::Established => None,
+        ReplicationState::Established | ReplicationState::VerifyS | ReplicationState::VerifyT if !wanted => {
+            Some(Trouble::PeerDisk { peer, volume, state: device.disk })
+        }
+        ReplicationState::Established | ReplicationState::VerifyS | ReplicationState::VerifyT if bytes > 0 => {
+            Some(Trouble::OutOfSync { peer, volume, bytes })
+        }
+        ReplicationState::Established | ReplicationState::VerifyS | ReplicationState::VerifyT => None,
         _ => Some(Trouble::Resync { peer, volume, left: bytes }),
     }
 }

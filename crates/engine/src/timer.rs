@@ -6,8 +6,7 @@ use types::{ConnectionState, NodeId, Time};
 
 use crate::Engine;
 use crate::connect::{End, Phase};
-use crate::peer::Peer;
-use crate::resync::Resync;
+use crate::peer::{BARRIER_DELAY, Peer, PeerDevice};
 
 /// How long changed bitmap pages wait for more. Source: docs/ondisk.md "Bitmap", as DRBD does in a resync.
 const BITMAP_DELAY: Duration = Duration::from_secs(2);
@@ -18,7 +17,7 @@ const NEVER: Time = Time(u64::MAX);
 impl Engine {
     /// When the next `Tick` is due. `None`: nothing waits for time.
     pub fn next_deadline(&self) -> Option<Time> {
-        let mut next = self.twophase.deadline().unwrap_or(NEVER);
+        let mut next = self.twophase.deadline().unwrap_or(NEVER).min(self.barriers_due.unwrap_or(NEVER));
         for volume in self.volumes.values() {
             next = next.min(volume.bitmap_due.unwrap_or(NEVER));
             next = next.min(volume.sweep.as_ref().map_or(NEVER, |s| s.due));
@@ -26,9 +25,7 @@ impl Engine {
         for peer in self.peers.values() {
             next = next.min(self.link_deadline(peer)).min(self.peer_ack_deadline(peer));
             for device in peer.volumes.values() {
-                if let Some(resync) = &device.resync {
-                    next = next.min(wake_at(resync, peer).filter(|at| *at > self.now).unwrap_or(NEVER));
-                }
+                next = next.min(wake_at(device, peer).filter(|at| *at > self.now).unwrap_or(NEVER));
             }
         }
         (next < NEVER).then_some(next)
@@ -88,18 +85,19 @@ impl Engine {
 
     fn is_timer_due(&self) -> bool {
         let due = |peer: &Peer| self.link_deadline(peer).min(self.peer_ack_deadline(peer)) <= self.now;
-        let resync = |peer: &Peer| peer.volumes.values().any(|device| device.resync.is_some());
+        let resync = |peer: &Peer| peer.volumes.values().any(is_paced);
         self.peers.values().any(|peer| due(peer) || resync(peer))
             || self.volumes.values().any(|volume| volume.sweep.as_ref().is_some_and(|s| s.due <= self.now))
             || self.twophase.open_deadline().is_some_and(|at| at <= self.now)
+            || self.barriers_due.is_some_and(|at| at <= self.now)
     }
 
     /// Until when no timer can be due: none that runs now, and none that a request, an acknowledgement or a ping
     /// starts from now on without a word. The pace of a resync changes with every block: it is looked at each time.
     fn timers_quiet_until(&self) -> Time {
-        let mut soonest = self.config.peer_ack_delay;
+        let mut soonest = self.config.peer_ack_delay.min(BARRIER_DELAY);
         for peer in self.peers.values() {
-            if peer.volumes.values().any(|device| device.resync.is_some()) {
+            if peer.volumes.values().any(is_paced) {
                 return Time::ZERO;
             }
             soonest = soonest.min(peer.config.ping_timeout).min(ko_patience(peer).unwrap_or(Duration::MAX));
@@ -113,6 +111,9 @@ impl Engine {
         self.twophase_timers();
         self.bitmap_timers();
         self.sweep_timers();
+        if self.barriers_due.is_some_and(|at| at <= now) {
+            self.send_due_barriers();
+        }
         for peer in self.peer_ids() {
             if self.peer_ack_deadline(self.peer(peer)) <= now {
                 self.send_peer_ack(peer);
@@ -123,7 +124,7 @@ impl Engine {
             for position in 0..self.volumes.len() {
                 let entry = self.peer(peer);
                 let (number, device) = entry.volumes.at(position);
-                let wake = device.resync.as_ref().and_then(|resync| wake_at(resync, entry));
+                let wake = wake_at(device, entry);
                 if wake.is_some_and(|at| at <= now) {
                     self.volume_mut(number).pump = true;
                 }
@@ -196,6 +197,14 @@ fn ko_patience(peer: &Peer) -> Option<Duration> {
     (peer.config.ko_count > 0).then(|| peer.config.timeout * peer.config.ko_count)
 }
 
-fn wake_at(resync: &Resync, peer: &Peer) -> Option<Time> {
-    resync.wake_at(u64::from(peer.config.resync.max_rate_kib) * 1024)
+/// Blocks are asked for at a rate.
+fn is_paced(device: &PeerDevice) -> bool {
+    device.resync.is_some() || device.verify.is_some()
+}
+
+/// When the next block may be asked for.
+fn wake_at(device: &PeerDevice, peer: &Peer) -> Option<Time> {
+    let rate = u64::from(peer.config.resync.max_rate_kib) * 1024;
+    let resync = device.resync.as_ref().and_then(|resync| resync.wake_at(rate));
+    resync.or_else(|| device.verify.as_ref().and_then(|verify| verify.wake_at(rate, &peer.config)))
 }

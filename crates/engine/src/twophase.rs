@@ -13,7 +13,7 @@ use core::time::Duration;
 
 use rand_chacha::rand_core::RngCore;
 use types::{ConnectionState, DiskState, NodeId, NodeSet, ReplicationState, Role, Time, VolumeNumber};
-use wire::message::{StateWord, TwopcDecision, TwopcHead, TwopcPrepare, TwopcReply};
+use wire::message::{StateWord, TwopcDecision, TwopcHead, TwopcPrepare, TwopcReply, TwopcResize};
 use wire::state_word::StateChange;
 use wire::{Message, Socket};
 
@@ -21,6 +21,7 @@ use crate::Engine;
 use crate::api::{CommandId, Refusal};
 use crate::connect::{End, Phase};
 use crate::handshake::Decision;
+use crate::verify::VerifySpan;
 
 /// Always set in version 2 of the layout. Source: docs/wire.md "Two-phase commit".
 const FLAGS: u32 = 0xc000_0000;
@@ -56,6 +57,12 @@ pub(crate) enum Change {
         volume: VolumeNumber,
         peer: NodeId,
     },
+    /// The initiator asks `peer` for digests and compares; the span is its own business.
+    Verify {
+        volume: VolumeNumber,
+        peer: NodeId,
+        span: VerifySpan,
+    },
 }
 
 impl Change {
@@ -64,7 +71,8 @@ impl Change {
             Change::Attach { volume }
             | Change::Detach { volume }
             | Change::Invalidate { volume, .. }
-            | Change::InvalidateRemote { volume, .. } => Some(volume),
+            | Change::InvalidateRemote { volume, .. }
+            | Change::Verify { volume, .. } => Some(volume),
             _ => None,
         }
     }
@@ -74,7 +82,8 @@ impl Change {
             Change::Connect { peer }
             | Change::Disconnect { peer }
             | Change::Invalidate { peer, .. }
-            | Change::InvalidateRemote { peer, .. } => Some(peer),
+            | Change::InvalidateRemote { peer, .. }
+            | Change::Verify { peer, .. } => Some(peer),
             _ => None,
         }
     }
@@ -92,6 +101,7 @@ impl Change {
             Change::Detach { .. } => none.with_disk(DiskState::Detaching),
             Change::Invalidate { .. } => none.with_replication(ReplicationState::StartingSyncT),
             Change::InvalidateRemote { .. } => none.with_replication(ReplicationState::StartingSyncS),
+            Change::Verify { .. } => none.with_replication(ReplicationState::VerifyS),
         };
         (change.mask, change.value)
     }
@@ -109,6 +119,9 @@ impl Change {
                 }
                 (n, Some(volume)) if n == ReplicationState::StartingSyncS.to_wire() => {
                     Change::InvalidateRemote { volume, peer }
+                }
+                (n, Some(volume)) if n == ReplicationState::VerifyS.to_wire() => {
+                    Change::Verify { volume, peer, span: VerifySpan::default() }
                 }
                 _ => return None,
             });
@@ -484,11 +497,22 @@ impl Engine {
                 self.send_device_packets(peer);
                 self.exchange_progress(peer);
             }
-            _ => {
-                let vote = if change.is_none_or(|c| self.allows(c, from)) { Vote::Yes } else { Vote::No };
-                self.vote(vote);
+            _ if change.is_some_and(|change| !self.allows(change, from)) => self.vote(Vote::No),
+            Some(Change::Disconnect { .. } | Change::Detach { .. }) if self.is_primary() && !self.all_settled() => {
+                // The peer becomes Outdated by it: first this node's disk is on stable storage what the node says (GE-10).
+                self.vote(Vote::Retry);
             }
+            _ => self.vote(Vote::Yes),
         }
+    }
+
+    /// A kernel's `resize`. No size changes here: that is the answer, and the peer's command says so.
+    pub(crate) fn resize_prepared(&mut self, from: NodeId, volume: Option<VolumeNumber>, resize: TwopcResize) {
+        self.warn(format!(
+            "node {from} asks for a size of {} bytes; online resize is not supported",
+            resize.user_bytes
+        ));
+        self.cast(from, volume, resize.head, Vote::No, None);
     }
 
     /// A connect waits for the peer's states; they are in now.
@@ -588,6 +612,9 @@ impl Engine {
             Some(Change::InvalidateRemote { volume, .. }) if foreign.head.target == Some(self.me) => {
                 self.start_full_sync(peer, volume, false, "the peer invalidated this node's data");
             }
+            Some(Change::Verify { volume, span, .. }) if foreign.head.target == Some(self.me) => {
+                self.begin_verify(peer, volume, false, span);
+            }
             _ => {}
         }
     }
@@ -659,6 +686,7 @@ impl Engine {
             Change::Detach { volume } => return self.detach_committed(volume, wanted.command),
             Change::Invalidate { volume, peer } => self.start_full_sync(peer, volume, false, "invalidate"),
             Change::InvalidateRemote { volume, peer } => self.start_full_sync(peer, volume, true, "invalidate-remote"),
+            Change::Verify { volume, peer, span } => self.begin_verify(peer, volume, true, span),
         }
         if let Some(id) = wanted.command {
             self.reply(id, Ok(()));

@@ -72,6 +72,9 @@ pub(crate) struct Volume {
     pub shown_before: Option<(Uuid, Uuid)>,
     /// Begun by this diskless Primary, and lost with the peer before that said that it has it. It may have.
     pub given_up: Option<Uuid>,
+    /// The disk failed on a write that its Primary was told of as received (protocol B): it is behind, whatever its
+    /// metadata says, until a peer made it whole.
+    pub lost_received: bool,
     /// What the disk was that went, failed or detached: nothing older takes its place unasked (rule GE-8).
     pub last_disk: Option<Lineage>,
     /// A new generation has to begin before the next write is let in; why.
@@ -131,6 +134,8 @@ pub(crate) struct Backing {
     /// Nodes towards which bits were on disk at the attach, before the activity log was applied: these tell of real
     /// differences, and equal generations do not disprove them (rule BM-3).
     pub tracked: NodeSet,
+    /// An operation on it failed since it was attached: what it shows may not be what it keeps.
+    pub has_failed: bool,
     pub superblock: Superblock,
     pub layout: Layout,
     pub bitmap: Bitmap,
@@ -176,6 +181,7 @@ impl Volume {
             exposed_bytes: 0,
             exposed_uuid: Uuid::ZERO,
             shows_own_disk: false,
+            lost_received: false,
             shown_before: None,
             given_up: None,
             last_disk: None,

@@ -142,6 +142,10 @@ impl Pair {
                 }
                 node.inbox.push_back(Input::DiskDone { volume, io, result: Ok(()), payload });
             }
+            Effect::Digest { id, payload, algorithm } => {
+                let digest = algorithm.digest(&self.nodes[me].payloads[&payload]);
+                self.nodes[me].inbox.push_back(Input::DigestDone { id, digest });
+            }
             Effect::Send { link, socket, volume, message, payload, .. } => {
                 let payload = payload.map(|p| {
                     let bytes = self.nodes[me].payloads[&p].clone();
@@ -447,4 +451,31 @@ fn a_peer_that_goes_ahead_is_disconnected_and_compared_again() {
     assert_eq!(status.peers[&node(0)].connection, ConnectionState::Connecting, "{}", pair.story());
     let told = |line: &String| line.contains("volume 0: the peer went Ahead (on-congestion pull-ahead)");
     assert!(pair.nodes[1].log.iter().any(told), "{}", pair.story());
+}
+
+/// The kernel's command fails then, and the two stay together. Afterwards it takes its transaction back.
+#[test]
+fn a_kernels_resize_is_refused_and_the_connection_stays() {
+    let mut pair = synced(Protocol::C);
+    let head = wire::message::TwopcHead {
+        tid: 0x27d4_310a,
+        flags: 0x8000_0000,
+        initiator: node(0),
+        target: None,
+        nodes_to_reach: !0b11,
+    };
+    let resize = wire::message::TwopcResize { head, user_bytes: DEVICE_BYTES, dds_flags: 0 };
+    let decision = wire::message::TwopcDecision { head, primary_nodes: 0, reachable_nodes: 0 };
+    let link = LinkId(pair.link);
+    for message in [wire::Message::TwopcPrepareResize(resize), wire::Message::TwopcAbort(decision)] {
+        let (socket, volume) = (wire::Socket::Data, Some(V0));
+        pair.handle(1, Input::Received { peer: node(0), link, socket, volume, message, payload: None });
+    }
+    let answers = |input: &Input| matches!(input, Input::Received { message: wire::Message::TwopcNo(reply), .. } if reply.tid == head.tid);
+    assert!(pair.nodes[0].inbox.iter().any(answers), "{}", pair.story());
+    pair.run();
+    pair.assert_in_sync();
+    pair.submit(0, 1, WRITE, 0, 4096, 9);
+    pair.run();
+    pair.assert_in_sync();
 }

@@ -53,6 +53,20 @@ pub enum Do {
         at: u64,
         len: u64,
     },
+    /// What the block holds at the end of the capture, not at its beginning.
+    Rewrite {
+        at: u64,
+    },
+    /// Other bytes on the own disk, behind the engine's back.
+    Corrupt {
+        at: u64,
+        len: u64,
+    },
+    /// Sectors.
+    Verify {
+        start: Option<u64>,
+        stop: Option<u64>,
+    },
 }
 
 /// What the sidecar of a capture says about the nodes and what was done to them.
@@ -67,6 +81,8 @@ pub struct Capture {
     /// `resync-rate=102400`, `c-plan-ahead=0`.
     pub fixed_rate: bool,
     pub use_rle: bool,
+    pub verify_alg: &'static str,
+    pub csums_alg: &'static str,
     pub size_max_bytes: Option<u64>,
     /// The writes of this capture are taken from the replaced node's own messages.
     pub writes_from_capture: bool,
@@ -111,6 +127,7 @@ fn play(capture: &Capture, me: char, change: impl FnOnce(&mut Vec<(f64, Event)>)
     let connection = config.peers.get_mut(&node(1 - index as u8)).unwrap();
     connection.auth = auth(capture.auth[index]);
     connection.use_rle = capture.use_rle;
+    (connection.verify_alg, connection.csums_alg) = (capture.verify_alg.into(), capture.csums_alg.into());
     if capture.fixed_rate {
         connection.resync = PacingConfig { resync_rate_kib: 102_400, plan_ahead_ds: 0, ..PacingConfig::default() };
     }

@@ -2,20 +2,27 @@
 //! writing a page is a copy.
 //!
 //! Words of 32 bits, little endian, of the P slots are interleaved: word `w` of slot `s` is word `w * P + s` of the
-//! image, bit `b` of a slot is bit `b % 32` of its word `b / 32`. Every operation on a range goes word by word.
+//! image, bit `b` of a slot is bit `b % 32` of its word `b / 32`. What a range covers is taken in parts, none of them
+//! larger than a unit that set bits are counted for; parts that cannot matter are not looked at.
 //!
 //! Invariants:
-//! `counts[s]` = number of set bits of slot `s` below `bits`; `image.len()` is a multiple of 4096 and holds at least
-//! `bits` rounded up to 64 for each slot. Bits at `bits` and above have no meaning: no operation shows, counts or
-//! changes them, [`Bitmap::set_size`] defines them when they become valid.
+//! `tallies[s]` counts the set bits of slot `s` below `bits`, in all and by unit; `image.len()` is a multiple of 4096 and
+//! holds at least `bits` rounded up to 64 for each slot. Bits at `bits` and above have no meaning: no operation shows,
+//! counts or changes them, [`Bitmap::set_size`] defines them when they become valid.
 //!
 //! A set bit promises that nothing gets lost, so its page *must* reach the disk before the activity log stops covering
 //! the extent; a cleared bit only saves work, its page *may* be written whenever convenient.
+
+mod pages;
+mod parts;
+mod tally;
 
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use self::pages::{PageSet, ones};
+use self::tally::{Seek, Tally, UNIT_BITS};
 use types::{ExtentIndex, Slot};
 
 use crate::BLOCK_BYTES;
@@ -39,14 +46,15 @@ pub struct Bitmap {
     block_bytes: u32,
     /// Valid bits per slot.
     bits: u64,
-    counts: Vec<u64>,
+    tallies: Vec<Tally>,
     must: PageSet,
     may: PageSet,
 }
 
 impl core::fmt::Debug for Bitmap {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Bitmap").field("bits", &self.bits).field("counts", &self.counts).finish_non_exhaustive()
+        let counts: Vec<u64> = self.tallies.iter().map(Tally::total).collect();
+        f.debug_struct("Bitmap").field("bits", &self.bits).field("counts", &counts).finish_non_exhaustive()
     }
 }
 
@@ -61,9 +69,7 @@ impl Bitmap {
     /// after the superblock was checked). Bits past the end of the volume are ignored. No page is dirty.
     pub fn from_image(max_peers: u8, block_bytes: u32, bits: u64, image: Vec<u8>) -> Bitmap {
         let mut bitmap = Bitmap::assemble(max_peers, block_bytes, bits, image);
-        for slot in bitmap.slots() {
-            bitmap.counts[usize::from(slot.0)] = bitmap.count_range(slot, 0..bits);
-        }
+        bitmap.take_stock(0..bits);
         bitmap
     }
 
@@ -78,8 +84,8 @@ impl Bitmap {
             image.len()
         );
         let pages = image.len() / BLOCK_BYTES;
-        let counts = vec![0; usize::from(max_peers)];
-        Bitmap { image, max_peers, block_bytes, bits, counts, must: PageSet::new(pages), may: PageSet::new(pages) }
+        let tallies = (0..max_peers).map(|_| Tally::new(bits)).collect();
+        Bitmap { image, max_peers, block_bytes, bits, tallies, must: PageSet::new(pages), may: PageSet::new(pages) }
     }
 
     /// Bytes of the image for this many bits per slot: whole pages, all slots.
@@ -126,23 +132,29 @@ impl Bitmap {
     }
     /// A bit of these blocks is set.
     pub fn any(&self, slot: Slot, blocks: Range<u64>) -> bool {
-        self.find(slot, self.clamp(blocks), 0).is_some()
+        self.find(slot, blocks, Seek::Set).is_some()
     }
     /// Set bits among these blocks.
     pub fn count_range(&self, slot: Slot, blocks: Range<u64>) -> u64 {
-        self.masks(slot, blocks).map(|(index, mask)| u64::from((self.word(index) & mask).count_ones())).sum()
+        let blocks = self.clamp(blocks);
+        let whole = blocks.start.div_ceil(UNIT_BITS)..blocks.end / UNIT_BITS;
+        if whole.is_empty() {
+            return self.look_and_count(slot, blocks);
+        }
+        let (before, after) = (blocks.start..whole.start * UNIT_BITS, whole.end * UNIT_BITS..blocks.end);
+        self.look_and_count(slot, before) + self.tally(slot).sum(whole) + self.look_and_count(slot, after)
     }
     /// Set bits of the slot; kept up to date, costs nothing.
     pub fn count(&self, slot: Slot) -> u64 {
-        self.counts[self.slot_index(slot)]
+        self.tally(slot).total()
     }
     /// First set bit at or after `from`.
     pub fn next_set(&self, slot: Slot, from: u64) -> Option<u64> {
-        self.find(slot, self.clamp(from..self.bits), 0)
+        self.find(slot, from..self.bits, Seek::Set)
     }
     /// First clear bit at or after `from`, not past the end.
     pub fn next_clear(&self, slot: Slot, from: u64) -> Option<u64> {
-        self.find(slot, self.clamp(from..self.bits), u32::MAX)
+        self.find(slot, from..self.bits, Seek::Clear)
     }
 
     /// Number of 64-bit words of a slot that hold valid bits: how the bitmap travels on the wire.
@@ -155,9 +167,16 @@ impl Bitmap {
         if valid == 0 {
             return 0;
         }
-        let low = self.word(self.word_index(slot, index * 2));
-        let high = self.word(self.word_index(slot, index * 2 + 1));
-        (u64::from(high) << 32 | u64::from(low)) & valid
+        self.raw64(slot, index) & valid
+    }
+    /// First word at or after `from` in which a bit is not `is_set`; larger than any there is if no bit is. Words past
+    /// the end are clear, as [`Bitmap::word64`] shows them. For a sender that steps over long runs.
+    pub fn next_word64_unlike(&self, slot: Slot, from: u64, is_set: bool) -> u64 {
+        let start = from.saturating_mul(64);
+        if is_set {
+            return (self.next_clear(slot, start).unwrap_or(self.bits) / 64).max(from);
+        }
+        self.next_set(slot, start).map_or(u64::MAX, |bit| bit / 64)
     }
     /// Sets the bits of `bits` in that word. Returns how many were clear before.
     pub fn or_word64(&mut self, slot: Slot, index: u64, bits: u64) -> u64 {
@@ -168,16 +187,35 @@ impl Bitmap {
         let low = self.change_word(self.word_index(slot, index * 2), bits as u32, Change::Set);
         let high = self.change_word(self.word_index(slot, index * 2 + 1), (bits >> 32) as u32, Change::Set);
         let newly = u64::from(low + high);
-        self.counts[usize::from(slot.0)] += newly;
+        if newly > 0 {
+            self.tallies[usize::from(slot.0)].add(index * 64 / UNIT_BITS, newly);
+        }
         newly
     }
 
     /// `to` gets the bits of `from` besides its own.
     pub fn merge_slot(&mut self, from: Slot, to: Slot) {
-        for w in 0..self.bits.div_ceil(64) {
-            let bits = self.word64(from, w);
-            self.or_word64(to, w, bits);
+        let mut at = 0;
+        while let Some(part) = self.next_part(from, at..self.bits, Seek::Set) {
+            at = part.end;
+            for w in words64_of(&part) {
+                let bits = self.word64(from, w);
+                self.or_word64(to, w, bits);
+            }
         }
+    }
+
+    /// The bits of one slot as a bitmap of its own.
+    pub fn slot_alone(&self, slot: Slot) -> Bitmap {
+        let mut alone = Bitmap::new(1, self.block_bytes, self.bits);
+        let mut at = 0;
+        while let Some(part) = self.next_part(slot, at..self.bits, Seek::Set) {
+            at = part.end;
+            for w in words64_of(&part) {
+                alone.or_word64(Slot(0), w, self.word64(slot, w));
+            }
+        }
+        alone
     }
 
     /// Changes the number of valid bits. Newly valid ones are **set** in every slot: nobody knows yet that they are
@@ -193,9 +231,7 @@ impl Bitmap {
     fn resize(&mut self, bits: u64, new_bits: Change) {
         let old = self.bits;
         if bits < old {
-            for slot in self.slots() {
-                self.counts[usize::from(slot.0)] -= self.count_range(slot, bits..old);
-            }
+            self.slots().for_each(|slot| self.forget(slot, bits..old));
             self.bits = bits;
             return;
         }
@@ -209,9 +245,10 @@ impl Bitmap {
             (known..self.page_count()).for_each(|page| self.must.insert(page));
         }
         self.bits = bits;
+        self.tallies.iter_mut().for_each(|tally| tally.grow(bits));
+        // Leftovers of an earlier size were not counted, and are not trusted.
+        self.take_stock(old..bits);
         for slot in self.slots() {
-            // Leftovers of an earlier size are neither counted nor trusted.
-            self.counts[usize::from(slot.0)] += self.count_range(slot, old..bits);
             self.change(slot, old..bits, new_bits);
         }
     }
@@ -282,10 +319,20 @@ impl Bitmap {
         let at = index * 4;
         u32::from_le_bytes(self.image[at..at + 4].try_into().expect("four bytes"))
     }
+    /// Bits `64 * index ..` of a slot, those past the end as they are.
+    fn raw64(&self, slot: Slot, index: u64) -> u64 {
+        if self.max_peers == 1 {
+            let at = index as usize * 8;
+            return u64::from_le_bytes(self.image[at..at + 8].try_into().expect("eight bytes"));
+        }
+        let low = self.word(self.word_index(slot, index * 2));
+        let high = self.word(self.word_index(slot, index * 2 + 1));
+        u64::from(high) << 32 | u64::from(low)
+    }
     fn clamp(&self, blocks: Range<u64>) -> Range<u64> {
         blocks.start.min(self.bits)..blocks.end.min(self.bits)
     }
-    /// Mask of the valid bits of 32-bit word `w` of any slot.
+    /// Mask of the valid bits of 64-bit word `index` of any slot.
     fn valid64(&self, index: u64) -> u64 {
         let before = index.saturating_mul(64);
         match self.bits.saturating_sub(before) {
@@ -307,45 +354,8 @@ impl Bitmap {
         })
     }
 
-    fn change(&mut self, slot: Slot, blocks: Range<u64>, change: Change) -> u64 {
-        let mut changed = 0;
-        for (index, mask) in self.masks(slot, blocks) {
-            changed += u64::from(self.change_word(index, mask, change));
-        }
-        let count = &mut self.counts[usize::from(slot.0)];
-        match change {
-            Change::Set => *count += changed,
-            Change::Clear => *count -= changed,
-        }
-        changed
-    }
-
-    /// Returns how many bits changed. Does not touch the counts.
-    fn change_word(&mut self, index: usize, mask: u32, change: Change) -> u32 {
-        let old = self.word(index);
-        let (new, page_set) = match change {
-            Change::Set => (old | mask, &mut self.must),
-            Change::Clear => (old & !mask, &mut self.may),
-        };
-        if new == old {
-            return 0;
-        }
-        page_set.insert((index as u64 / WORDS_PER_PAGE) as u32);
-        self.image[index * 4..index * 4 + 4].copy_from_slice(&new.to_le_bytes());
-        (new ^ old).count_ones()
-    }
-
-    /// First bit in the range that differs from `skip` (0 finds set bits, all ones clear ones).
-    fn find(&self, slot: Slot, blocks: Range<u64>, skip: u32) -> Option<u64> {
-        if skip == 0 && self.count(slot) == 0 {
-            return None;
-        }
-        let first_word = blocks.start / 32;
-        let found = |(i, (index, mask)): (u64, (usize, u32))| {
-            let hits = (self.word(index) ^ skip) & mask;
-            (hits != 0).then(|| (first_word + i) * 32 + u64::from(hits.trailing_zeros()))
-        };
-        (0..).zip(self.masks(slot, blocks)).find_map(found)
+    fn tally(&self, slot: Slot) -> &Tally {
+        &self.tallies[self.slot_index(slot)]
     }
 }
 
@@ -360,33 +370,7 @@ fn image_bytes(max_peers: u8, bits: u64) -> u64 {
     (words * 4 * u64::from(max_peers)).next_multiple_of(BLOCK_BYTES as u64)
 }
 
-fn ones(mut word: u64) -> impl Iterator<Item = u32> {
-    core::iter::from_fn(move || {
-        let bit = (word != 0).then(|| word.trailing_zeros())?;
-        word &= word - 1;
-        Some(bit)
-    })
-}
-
-#[derive(Clone)]
-struct PageSet {
-    words: Vec<u64>,
-}
-
-impl PageSet {
-    fn new(pages: usize) -> PageSet {
-        PageSet { words: vec![0; pages.div_ceil(64)] }
-    }
-    fn grow(&mut self, pages: usize) {
-        self.words.resize(pages.div_ceil(64), 0);
-    }
-    fn contains(&self, page: u32) -> bool {
-        self.words[page as usize / 64] & (1 << (page % 64)) != 0
-    }
-    fn insert(&mut self, page: u32) {
-        self.words[page as usize / 64] |= 1 << (page % 64);
-    }
-    fn remove(&mut self, page: u32) {
-        self.words[page as usize / 64] &= !(1 << (page % 64));
-    }
+/// 64-bit words that hold these blocks.
+fn words64_of(blocks: &Range<u64>) -> Range<u64> {
+    blocks.start / 64..blocks.end.div_ceil(64)
 }

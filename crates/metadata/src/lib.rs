@@ -18,18 +18,22 @@ pub mod error;
 pub mod generation;
 pub mod layout;
 pub mod recognise;
+pub mod rewrite;
 pub mod superblock;
 pub mod v08;
 
 pub use activity_log::{AlBlock, AlTransaction, Recovery, apply_al, recover, recover_decoded};
 pub use bitmap::Bitmap;
-pub use dump::{Dump, DumpError, DumpOptions, Restored, parse_dump, restore, write_dump};
+pub use dump::{
+    AnyDump, Dump, DumpError, DumpOptions, DumpV08, Restored, RestoredV08, parse_any_dump, parse_dump, restore,
+    restore_v08, write_dump, write_dump_v08,
+};
 pub use error::{FormatError, Region};
 pub use layout::{Geometry, Layout, Placement};
 pub use recognise::{Found, Version, recognise};
 pub use superblock::{DeviceFlags, PeerFlags, PeerRecord, Superblock, check};
 
-pub use v08::SuperblockV08;
+pub use v08::{Inexpressible, SuperblockV08};
 
 /// Unit of everything on disk: superblock, activity-log transaction, bitmap page. All regions start on it.
 pub const BLOCK_BYTES: usize = 4096;

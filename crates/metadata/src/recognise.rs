@@ -157,6 +157,26 @@ fn ext_name(head: &[u8]) -> &'static str {
     if head[0x45C] & HAS_JOURNAL != 0 { "ext3 file system" } else { "ext2 file system" }
 }
 
+/// What [`file_system_bytes`] looks at. Bytes from the start of the device.
+pub const FILE_SYSTEM_HEAD_BYTES: usize = 4096;
+
+/// How many bytes from the start of the device the file system there takes: ext2 to ext4 and XFS; `None` for others.
+pub fn file_system_bytes(head: &[u8; FILE_SYSTEM_HEAD_BYTES]) -> Option<u64> {
+    let le = |at: usize| u64::from(u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
+    let be = |at: usize| u64::from(u32_at(head, at));
+    if head.starts_with(b"XFSB") {
+        let (block_bytes, blocks) = (be(4), be(8) << 32 | be(12));
+        return blocks.checked_mul(block_bytes);
+    }
+    if head[0x438..0x43A] != [0x53, 0xEF] {
+        return None;
+    }
+    const INCOMPAT_64BIT: u64 = 0x80;
+    let high = if le(0x460) & INCOMPAT_64BIT != 0 { le(0x550) } else { 0 };
+    let block_bytes = 1024_u64.checked_shl(le(0x418) as u32)?;
+    (high << 32 | le(0x404)).checked_mul(block_bytes)
+}
+
 fn has_partitions(head: &[u8]) -> bool {
     let mut entries = head[446..510].chunks_exact(16);
     let plausible = entries.clone().all(|entry| entry[0] == 0 || entry[0] == 0x80);

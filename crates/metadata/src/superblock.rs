@@ -309,6 +309,18 @@ impl Superblock {
         block
     }
 
+    /// To be durable before the bitmap is written anew, by whatever crash it ends: neither log nor bits are to be
+    /// believed, so whoever attaches sets every bit of every slot. The data is as good as before.
+    #[must_use]
+    pub fn being_rewritten(&self) -> Superblock {
+        let mut marked = self.clone();
+        marked.flags.set(DeviceFlags::AL_DISABLED, true);
+        for peer in &mut marked.peers {
+            peer.flags.set(PeerFlags::FULL_SYNC, true);
+        }
+        marked
+    }
+
     pub const fn geometry(&self) -> Geometry {
         Geometry {
             max_peers: self.max_peers,

@@ -19,15 +19,29 @@ enum Op {
     Reopen,
 }
 
-fn op() -> impl Strategy<Value = Op> {
+fn near_bit() -> BoxedStrategy<u64> {
+    prop_oneof![0u64..200, 0u64..5000, 900u64..1100].boxed()
+}
+
+/// Bits are counted by 2^12, 2^18 and 2^24 of them: blocks at such edges, and anywhere.
+fn far_bit() -> BoxedStrategy<u64> {
+    prop_oneof![
+        0u64..600_000,
+        (0u64..140, 0u64..5).prop_map(|(unit, off)| ((unit << 12) + off).saturating_sub(2)),
+        (0u64..3, 0u64..5).prop_map(|(unit, off)| ((unit << 18) + off).saturating_sub(2)),
+        (0u64..140).prop_map(|unit| unit << 12),
+    ]
+    .boxed()
+}
+
+fn op(bit: fn() -> BoxedStrategy<u64>) -> impl Strategy<Value = Op> {
     let slot = || 0u8..31;
-    let bit = || prop_oneof![0u64..200, 0u64..5000, 900u64..1100];
     prop_oneof![
         6 => (slot(), bit(), bit()).prop_map(|(s, a, n)| Op::Set(s, a, a + n)),
         6 => (slot(), bit(), bit()).prop_map(|(s, a, n)| Op::Clear(s, a, a + n)),
         1 => slot().prop_map(Op::SetAll),
         1 => slot().prop_map(Op::ClearAll),
-        4 => (slot(), 0u64..90, any::<u64>()).prop_map(|(s, i, v)| Op::Or(s, i, v)),
+        4 => (slot(), bit(), any::<u64>()).prop_map(|(s, b, v)| Op::Or(s, b / 64, v)),
         2 => (slot(), slot()).prop_map(|(a, b)| Op::Merge(a, b)),
         2 => (bit(), any::<bool>()).prop_map(|(n, clean)| Op::Resize(n, clean)),
         2 => (0u32..8).prop_map(Op::MarkWritten),
@@ -89,6 +103,26 @@ fn compare_search(bitmap: &Bitmap, model: &Model, from: u64, len: u64) {
         let count = inside.filter(|b| bits[*b as usize]).count() as u64;
         assert_eq!(bitmap.count_range(slot, from..from + len), count);
         assert_eq!(bitmap.any(slot, from..from + len), count > 0);
+        for is_set in [false, true] {
+            let first = from / 64;
+            let word = bitmap.next_word64_unlike(slot, first, is_set);
+            assert!(word >= first, "{slot:?} from word {first} back to {word}");
+            // Words are compared with the model elsewhere.
+            let alike = if is_set { u64::MAX } else { 0 };
+            let expected = (first..bitmap.words64()).find(|w| bitmap.word64(slot, *w) != alike);
+            assert_eq!((word < bitmap.words64()).then_some(word), expected, "{slot:?} from word {first}, {is_set}");
+        }
+    }
+}
+
+/// A slot taken out is the slot.
+fn compare_alone(bitmap: &Bitmap) {
+    for slot in bitmap.slots() {
+        let alone = bitmap.slot_alone(slot);
+        assert_eq!((alone.bits(), alone.count(Slot(0))), (bitmap.bits(), bitmap.count(slot)), "{slot:?}");
+        for w in 0..bitmap.words64() {
+            assert_eq!(alone.word64(Slot(0), w), bitmap.word64(slot, w), "{slot:?} word {w}");
+        }
     }
 }
 
@@ -166,7 +200,7 @@ proptest! {
     fn every_operation_agrees_with_the_model(
         peers in prop_oneof![Just(1u8), Just(2), Just(3), Just(7), Just(31), 1u8..=31],
         bits in 0u64..3000,
-        ops in prop::collection::vec(op(), 1..24),
+        ops in prop::collection::vec(op(near_bit), 1..24),
         from in 0u64..3000,
         len in 0u64..2000,
     ) {
@@ -180,6 +214,60 @@ proptest! {
         compare(&bitmap, &model);
         compare_search(&bitmap, &model, from, len);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// The same over many counted units. Each operation is followed by searches, so that a count that is wrong for a
+    /// while only is found, too.
+    #[test]
+    fn operations_across_units_agree_with_the_model(
+        peers in prop_oneof![3 => Just(1u8), 1 => Just(2), 1 => Just(3), 1 => Just(7)],
+        bits in far_bit(),
+        ops in prop::collection::vec((op(far_bit), far_bit(), far_bit()), 1..10),
+    ) {
+        let mut bitmap = Bitmap::new(peers, 4096, bits);
+        let mut model = Model { slots: vec![vec![false; bits as usize]; usize::from(peers)] };
+        let mut disk = bitmap.image().to_vec();
+        for (op, from, len) in ops {
+            apply(&mut bitmap, &mut model, &mut disk, op);
+            compare_dirty(&bitmap, &disk);
+            compare_search(&bitmap, &model, from, len);
+        }
+        compare(&bitmap, &model);
+        compare_alone(&bitmap);
+    }
+
+    /// Few bits that differ from all others, as far apart as in the bitmap of a large disk: the largest units count.
+    #[test]
+    fn few_bits_far_apart_are_found(
+        peers in 1u8..4,
+        bits in 1u64..3 << 24,
+        places in prop::collection::btree_set(0u64..3 << 24, 0..20),
+        inverted: bool,
+    ) {
+        let places: Vec<u64> = places.into_iter().filter(|place| *place < bits).collect();
+        let slot = Slot(peers - 1);
+        let mut bitmap = Bitmap::new(peers, 4096, bits);
+        if inverted {
+            bitmap.set_all(slot);
+        }
+        for place in &places {
+            let changed = if inverted { bitmap.clear(slot, *place..place + 1) } else { bitmap.set(slot, *place..place + 1) };
+            assert_eq!(changed, 1, "block {place}");
+        }
+        let few = places.len() as u64;
+        assert_eq!(bitmap.count(slot), if inverted { bits - few } else { few });
+        assert_eq!(bitmap.count_range(slot, 0..bits), bitmap.count(slot));
+        let next = |from| if inverted { bitmap.next_clear(slot, from) } else { bitmap.next_set(slot, from) };
+        let found: Vec<u64> = std::iter::successors(next(0), |at| next(at + 1)).collect();
+        assert_eq!(found, places);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Whatever lies past the end on disk is neither shown nor counted.
     #[test]

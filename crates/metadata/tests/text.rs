@@ -5,8 +5,8 @@ mod common;
 
 use common::{Stage, case, cases, json, text};
 use metadata::{
-    Bitmap, DeviceFlags, DumpOptions, Geometry, Layout, PeerFlags, PeerRecord, Placement, Superblock, check,
-    parse_dump, restore, write_dump,
+    AnyDump, Bitmap, DeviceFlags, DumpOptions, Geometry, Layout, PeerFlags, PeerRecord, Placement, Superblock, check,
+    parse_any_dump, parse_dump, restore, restore_v08, write_dump,
 };
 use proptest::prelude::*;
 use types::{Slot, Uuid};
@@ -194,23 +194,27 @@ proptest! {
 
     #[test]
     fn no_text_makes_the_parser_panic(text in ".{0,200}") {
-        let _ = parse_dump(&text);
+        let _ = parse_any_dump(&text);
     }
 
     /// Cuts and overwrites a good dump, so that the deeper parts of the grammar are reached.
     #[test]
     fn no_damage_to_a_dump_makes_parser_or_restore_panic(
+        v08 in proptest::bool::ANY,
         cut in 0usize..6000,
         patch in "[-0-9a-fx{};\\[\\] \"#]{0,12}",
         skip in 0usize..8,
     ) {
-        let original = text("v09-64m-p3-bits.dump");
-        let cut = cut.min(original.len());
+        let original = text(if v08 { "v08-64m-clean.master.dump" } else { "v09-64m-p3-bits.dump" });
+        let cut = cut % original.len();
         let rest = (cut + skip).min(original.len());
         let edited = format!("{}{patch}{}", &original[..cut], &original[rest..]);
-        if let Ok(dump) = parse_dump(&edited) {
-            let _ = restore(&dump, metadata::Placement::Internal, 64 << 20);
-            let _ = restore(&dump, metadata::Placement::External, 1 << 20);
+        for (placement, bytes) in [(Placement::Internal, 64 << 20), (Placement::External, 1 << 20)] {
+            match parse_any_dump(&edited) {
+                Ok(AnyDump::V09(dump)) => _ = restore(&dump, placement, bytes),
+                Ok(AnyDump::V08(dump)) => _ = restore_v08(&dump, placement, bytes),
+                Err(_) => {}
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use engine::{Command as EngineCommand, Refusal};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use types::range::SECTOR_BYTES;
 use types::{ConnectionState, DiskState, NodeId, Role, VolumeNumber};
 
 use crate::attach::{self, AttachRefusal};
@@ -123,6 +124,8 @@ fn message_of(code: i32, rule: &str) -> String {
         -10 => "the peer refused",
         -11 => "there is no disk",
         -12 => "Device is held open by someone",
+        -5 => "a verify needs a disk on the peer",
+        -14 => "Need a verify algorithm to start online verify",
         -15 => "needs a connection",
         -16 => "the disk is worse than Outdated",
         -18 => "in transition, try again",
@@ -299,13 +302,20 @@ async fn on_volumes(served: &Served, command: &Command) -> Outcome {
                 let clear_bitmap = *clear_bitmap;
                 run(served, object, EngineCommand::NewCurrentUuid { volume, clear_bitmap }).await?;
             }
-            Command::InvalidateRemote { .. } | Command::PauseSync { .. } | Command::ResumeSync { .. } => {
+            Command::InvalidateRemote { .. }
+            | Command::PauseSync { .. }
+            | Command::ResumeSync { .. }
+            | Command::Verify { .. } => {
                 for peer in peers(served, target)? {
                     let object = format!("{}:{}/{volume}", peer.name, served.name());
                     let peer = peer.id;
                     let command = match command {
                         Command::InvalidateRemote { .. } => EngineCommand::InvalidateRemote { volume, peer },
                         Command::PauseSync { .. } => EngineCommand::PauseSync { volume, peer },
+                        Command::Verify { start, stop, .. } => {
+                            let [start, stop] = [start, stop].map(|s| s.map(|s| s.saturating_mul(SECTOR_BYTES)));
+                            EngineCommand::Verify { volume, peer, start, stop }
+                        }
                         _ => EngineCommand::ResumeSync { volume, peer },
                     };
                     run(served, object, command).await?;

@@ -26,6 +26,7 @@ pub fn nbd_path(run_dir: &Path, resource: &str, volume: VolumeNumber) -> PathBuf
 pub struct Devices {
     resource: String,
     run_dir: PathBuf,
+    zero_copy: bool,
     /// What the configuration wants for each volume.
     kinds: BTreeMap<VolumeNumber, Device>,
     handle: ResourceHandle,
@@ -38,10 +39,11 @@ impl Devices {
     pub fn new(
         resource: String,
         run_dir: PathBuf,
+        zero_copy: bool,
         kinds: BTreeMap<VolumeNumber, Device>,
         handle: ResourceHandle,
     ) -> Devices {
-        Devices { resource, run_dir, kinds, handle, doors: BTreeMap::new(), made: BTreeMap::new() }
+        Devices { resource, run_dir, zero_copy, kinds, handle, doors: BTreeMap::new(), made: BTreeMap::new() }
     }
 
     /// Until the resource thread has ended.
@@ -78,7 +80,9 @@ impl Devices {
             return;
         }
         let resource = self.resource.clone();
-        let made = tokio::task::spawn_blocking(move || make_ublk(number, shape)).await.expect("it does not panic");
+        let zero_copy = self.zero_copy;
+        let made =
+            tokio::task::spawn_blocking(move || make_ublk(number, shape, zero_copy)).await.expect("it does not panic");
         match made {
             Ok(device) => {
                 self.made.insert(volume, shape);
@@ -126,7 +130,7 @@ pub fn ublk_path(number: u32) -> PathBuf {
 }
 
 /// Blocks for milliseconds, seconds if the number is still in use. A device that a dead daemon left is taken over.
-fn make_ublk(number: u32, shape: DeviceShape) -> Result<ublk_frontend::Device, UblkError> {
+fn make_ublk(number: u32, shape: DeviceShape, zero_copy: bool) -> Result<ublk_frontend::Device, UblkError> {
     let left_behind = Path::new(&format!("/dev/ublkc{number}")).exists();
     let mut options = DeviceOptions {
         start: if left_behind { Start::Recover(number) } else { Start::Add(Some(number)) },
@@ -134,6 +138,7 @@ fn make_ublk(number: u32, shape: DeviceShape) -> Result<ublk_frontend::Device, U
         size_bytes: shape.size_bytes,
         limits: shape.limits,
         mode: None,
+        register_buffers: zero_copy,
         recovery: true,
     };
     for _ in 1..MAKE_ATTEMPTS {

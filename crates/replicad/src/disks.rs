@@ -7,6 +7,7 @@
 //! A metadata write is up to three steps, each after the one before: flush what was there, write the blocks (at most
 //! [`BLOCKS_AT_ONCE`] together), flush them. A single durable block is written with DSYNC instead of the last step.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
@@ -14,7 +15,7 @@ use engine::{DiskOp, MetaBlock};
 use metadata::BLOCK_BYTES;
 use store::sync::Aligned;
 use store::uring::{self, Completion, Running};
-use store::{Backing, Span, StoreError, StoreOp};
+use store::{Backing, Place, Span, StoreError, StoreOp};
 use types::{ByteRange, IoError, IoId, PayloadId, VolumeNumber};
 
 use crate::payloads::{Payloads, Share};
@@ -40,6 +41,8 @@ struct Disk {
     data: Backing,
     /// `None`: on `data`.
     metadata: Option<Backing>,
+    /// It reads into registered pages, as far as is known.
+    takes_pages: Cell<bool>,
 }
 
 impl Disk {
@@ -62,6 +65,8 @@ enum Job {
 enum DataPayload {
     /// The engine's: one use is open.
     Used(PayloadId),
+    /// The engine's, to be filled with all of this: one use is open.
+    Filled(PayloadId, ByteRange),
     /// Brought by us, given to the engine if the read succeeds.
     Brought(PayloadId),
 }
@@ -110,7 +115,7 @@ pub struct Disks {
 impl Disks {
     /// `metadata`: `None` if it lies on `data`.
     pub fn open(&mut self, volume: VolumeNumber, data: Backing, metadata: Option<Backing>) {
-        let disk = Rc::new(Disk { data, metadata });
+        let disk = Rc::new(Disk { data, metadata, takes_pages: Cell::new(true) });
         let old = self.open.insert(volume, disk);
         assert!(old.is_none(), "{volume:?} got a second disk while it had one");
     }
@@ -139,12 +144,14 @@ impl Disks {
             }
             DiskOp::Read { range } => match payloads.try_reserve(len_of(range), Share::Engine) {
                 None => return self.waiting.push_back((volume, io, range)),
-                Some(id) => (StoreOp::Read { range, into: payloads.span(id) }, Some(DataPayload::Brought(id))),
+                Some(id) => (StoreOp::Read { range, into: payloads.span(id).into() }, Some(DataPayload::Brought(id))),
             },
             DiskOp::ReadInto { range, payload } => {
-                payloads.open_use(payload);
-                let into = payloads.span(payload).first(len_of(range));
-                (StoreOp::Read { range, into }, Some(DataPayload::Used(payload)))
+                let mut into = payloads.begin_read(payload, len_of(range));
+                if matches!(into, Place::Registered(_)) && !disk.takes_pages.get() {
+                    into = payloads.read_into_pool(payload);
+                }
+                (StoreOp::Read { range, into }, Some(DataPayload::Filled(payload, range)))
             }
             DiskOp::Write { range, payload, fua } => {
                 payloads.open_use(payload);
@@ -156,9 +163,11 @@ impl Disks {
             DiskOp::WriteZeroes { range, may_unmap, fua } => (StoreOp::WriteZeroes { range, may_unmap, fua }, None),
         };
         match uring::start(&disk.data, op) {
-            Ok(running) => {
-                self.push(Operation { disk, running, job: Job::Data { volume, io, payload } }, ring);
-            }
+            // SAFETY: the payload has an open use until `finish_data`.
+            Ok(running) => match unsafe { uring::at_once(&disk.data, running) } {
+                Some(outcome) => self.finish_data(volume, io, payload, outcome.as_ref().copied(), payloads),
+                None => self.push(Operation { disk, running, job: Job::Data { volume, io, payload } }, ring),
+            },
             Err(error) => self.finish_data(volume, io, payload, Err(&error), payloads),
         }
     }
@@ -195,6 +204,19 @@ impl Disks {
             Completion::Done => Ok(()),
             Completion::Failed(error) => Err(error),
         };
+        if let (Err(error), Some((range, id))) = (&outcome, reads_into_pages(operation))
+            && error.is_about_the_buffer()
+        {
+            // All of it: what was read before is in the application's pages.
+            tracing::info!("{error}; reading into memory of its own from now on");
+            operation.disk.takes_pages.set(false);
+            let op = StoreOp::Read { range, into: payloads.read_into_pool(id) };
+            operation.running = uring::start(backing, op).expect("the same range was accepted before");
+            let entry = uring::prepare(backing, &operation.running);
+            // SAFETY: as above.
+            unsafe { ring.push(entry, Tag::new(Kind::Disk, key)) };
+            return;
+        }
         let operation = self.operations.remove(key).expect("found above");
         match operation.job {
             Job::Data { volume, io, payload } => {
@@ -225,6 +247,10 @@ impl Disks {
         let payload = match payload {
             Some(DataPayload::Used(id)) => {
                 payloads.close_use(id);
+                None
+            }
+            Some(DataPayload::Filled(id, _)) => {
+                payloads.end_read(id, result.is_ok());
                 None
             }
             Some(DataPayload::Brought(id)) if result.is_err() => {
@@ -336,6 +362,17 @@ impl Disks {
     /// Nothing is with the kernel and nothing waits.
     pub fn is_idle(&self) -> bool {
         self.operations.is_empty() && self.waiting.is_empty()
+    }
+}
+
+/// A read into pages of the application: all of it, and for which payload.
+fn reads_into_pages(operation: &Operation) -> Option<(ByteRange, PayloadId)> {
+    match (operation.running.op(), &operation.job) {
+        (
+            StoreOp::Read { into: Place::Registered(_), .. },
+            Job::Data { payload: Some(DataPayload::Filled(id, range)), .. },
+        ) => Some((*range, *id)),
+        _ => None,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod attach;
 pub mod commands;
 pub mod control_socket;
 pub mod devices;
+mod digest;
 pub mod disks;
 pub mod events;
 pub mod links;

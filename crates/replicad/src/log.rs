@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use engine::Event;
+use types::range::SECTOR_BYTES;
 
 pub const REFUSAL_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -38,6 +39,20 @@ pub fn event(event: &Event) {
         Event::ResyncFinished { peer, volume, source, took, failed_blocks } => {
             let direction = if *source { "to" } else { "from" };
             tracing::info!("volume {volume}: resync {direction} peer {peer} took {took:?}, {failed_blocks} failed");
+        }
+        Event::VerifyStarted { peer, volume, driving, from, to } => {
+            let by = if *driving { "with" } else { "by" };
+            let sectors = (from / SECTOR_BYTES, to / SECTOR_BYTES);
+            tracing::info!("volume {volume}: verify {by} peer {peer}, sectors {} to {}", sectors.0, sectors.1);
+        }
+        Event::VerifyFinished { peer, volume, driving, took, different, skipped, complete } => {
+            let by = if *driving { "with" } else { "by" };
+            let how = if *complete { "finished" } else { "was interrupted" };
+            let line = format!(
+                "volume {volume}: verify {by} peer {peer} {how} after {took:?}: {different} blocks of 4 KiB differ, \
+                 {skipped} could not be compared"
+            );
+            if *different > 0 { tracing::error!("{line}") } else { tracing::info!("{line}") }
         }
         Event::Size { volume, bytes } => tracing::info!("volume {volume}: size is {bytes} bytes"),
         Event::Protocol { peer, from, to, reason } => {

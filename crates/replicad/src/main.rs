@@ -41,6 +41,9 @@ struct Arguments {
     /// Holds control.sock and the NBD sockets
     #[arg(long, value_name = "DIR", default_value = "/run/replicad")]
     run_dir: PathBuf,
+    /// Copy what is read from a disk to the application, also where the kernel can do without (6.16)
+    #[arg(long)]
+    no_zero_copy: bool,
 }
 
 fn main() -> ExitCode {
@@ -108,7 +111,14 @@ fn run(
         let socket_path = run_dir.join(control::SOCKET_NAME);
         let socket = control_socket::bind(&socket_path)
             .with_context(|| format!("cannot listen on {}", socket_path.display()))?;
-        let node = Arc::new(Node::start(&config, locals, node_name, arguments.config.clone(), run_dir)?);
+        let node = Arc::new(Node::start(
+            &config,
+            locals,
+            node_name,
+            arguments.config.clone(),
+            run_dir,
+            !arguments.no_zero_copy,
+        )?);
         let serving = tokio::spawn(control_socket::serve(socket, node.clone()));
         let watching = tokio::spawn(watchdog(node.clone()));
         tracing::info!("node {} serves {} resources", node.name, node.resources.len());

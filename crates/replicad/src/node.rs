@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use config::{Config, Device, LocalResource};
 use control::ResourceReport;
@@ -18,6 +18,8 @@ use crate::{resource, settings};
 
 /// For one resource to step down, say goodbye and detach when the daemon is told to end.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
+/// An NBD client that has just hung up counts until its socket says so.
+const HANG_UP_PATIENCE: Duration = Duration::from_millis(500);
 /// A resource thread that does not answer for this long is stuck.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -44,13 +46,15 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a thread for every resource. All are Secondary, without disk and unconnected until `up`.
+    /// Starts a thread for every resource. All are Secondary, without disk and unconnected until `up`. `zero_copy`: disks
+    /// read into the application's pages, where the kernel can.
     pub fn start(
         config: &Config,
         locals: Vec<LocalResource>,
         name: String,
         config_path: PathBuf,
         run_dir: &Path,
+        zero_copy: bool,
     ) -> Result<Node, StartError> {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -66,7 +70,7 @@ impl Node {
                     local.peers.len() + 1
                 );
             }
-            let served = Served::start(local, &listeners, run_dir)?;
+            let served = Served::start(local, &listeners, run_dir, zero_copy)?;
             resources.insert(served.name.clone(), Arc::new(served));
         }
         Ok(Node { name, config_path, resources })
@@ -98,7 +102,12 @@ impl Node {
 }
 
 impl Served {
-    fn start(local: LocalResource, listeners: &Listeners, run_dir: &Path) -> Result<Served, StartError> {
+    fn start(
+        local: LocalResource,
+        listeners: &Listeners,
+        run_dir: &Path,
+        zero_copy: bool,
+    ) -> Result<Served, StartError> {
         let (handle, mailbox) = resource::mailbox(&local.name)?;
         let connectors = settings::paths(&local).into_iter().map(|(peer, path)| {
             let handle = handle.clone();
@@ -116,7 +125,7 @@ impl Served {
         let outside = Outside { connectors: connectors.collect(), wishes, changes: handle.changes() };
         let thread = resource::start(local.name.clone(), settings::resource(&local), mailbox, outside)?;
         let kinds = local.volumes().iter().map(|volume| (volume.number, volume.device)).collect();
-        let devices = Devices::new(local.name.clone(), run_dir.to_path_buf(), kinds, handle.clone());
+        let devices = Devices::new(local.name.clone(), run_dir.to_path_buf(), zero_copy, kinds, handle.clone());
         let devices = tokio::spawn(devices.serve(wished));
         Ok(Served {
             name: local.name.clone(),
@@ -207,10 +216,17 @@ impl Served {
     /// Demote, disconnect, detach. Leaves everything to recovery while an application holds a device.
     async fn leave(&self) -> Result<(), String> {
         let gone = |_: Gone| "its thread has ended".to_string();
-        let snapshot = self.handle.snapshot().await.map_err(gone)?;
-        if let Some(held) = self.held(&snapshot).await {
-            return Err(format!("{held}; after the next start this node counts as crashed"));
-        }
+        let asked = Instant::now();
+        let snapshot = loop {
+            let snapshot = self.handle.snapshot().await.map_err(gone)?;
+            match self.held(&snapshot).await {
+                None => break snapshot,
+                Some(_) if has_nbd_clients(&snapshot) && asked.elapsed() < HANG_UP_PATIENCE => {
+                    tokio::time::sleep(HANG_UP_PATIENCE / 25).await;
+                }
+                Some(held) => return Err(format!("{held}; after the next start this node counts as crashed")),
+            }
+        };
         let refused = |refusal: engine::Refusal| format!("{} ({})", refusal.rule, refusal.state);
         if snapshot.status.role == Role::Primary {
             self.handle.command(Command::Demote).await.map_err(gone)?.map_err(refused)?;
@@ -229,6 +245,10 @@ impl Served {
         }
         Ok(())
     }
+}
+
+fn has_nbd_clients(snapshot: &Snapshot) -> bool {
+    snapshot.volumes.values().any(|volume| volume.clients > 0)
 }
 
 /// Who they are decides where to go and stop them.

@@ -2,11 +2,14 @@
 //!
 //! Invariants, asserted: a payload is allocated in the pool exactly while the engine holds it, at least one use is
 //! open, or it was reserved and not handed over yet; the engine releases once.
+//!
+//! A payload for a read of the application may come with the application's own pages: then a disk reads into these, and
+//! nobody may ask for the payload's memory.
 
 use std::io;
 
 use store::buffers::PAGE_BYTES;
-use store::{BufferPool, Span};
+use store::{BufferPool, Place, RegisteredSpan, Span};
 use types::PayloadId;
 
 /// For whom a buffer is taken. Each has a bound of its own on the pool, so that application requests can never keep
@@ -23,6 +26,19 @@ pub enum Share {
 
 const SHARES: usize = 3;
 
+/// Where the bytes are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pages {
+    /// In the pool.
+    Pool,
+    /// In the pool, unless a disk is asked to read: the application's are in this fixed buffer of the ring.
+    Lent(u16),
+    /// A disk reads into the application's.
+    Reading,
+    /// In the application's.
+    Filled,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     share: Share,
@@ -30,6 +46,7 @@ struct Entry {
     held: bool,
     /// What the driver started and still needs the bytes for.
     uses: u32,
+    pages: Pages,
 }
 
 /// The pool and its references.
@@ -67,23 +84,74 @@ impl Payloads {
         }
         let id = self.pool.try_alloc(len)?;
         self.taken_bytes[share as usize] += rounded(len);
-        let old = self.entries[id.0 as usize].replace(Entry { share, held: true, uses: 0 });
+        let old = self.entries[id.0 as usize].replace(Entry { share, held: true, uses: 0, pages: Pages::Pool });
         assert!(old.is_none(), "{id:?} was free in the pool and has references: {old:?}");
         Some(id)
     }
 
     pub fn span(&self, id: PayloadId) -> Span {
+        self.assert_in_pool(id);
         self.pool.span(id)
     }
 
     /// For copies between a socket's staging area and the payload.
     pub fn bytes_mut(&mut self, id: PayloadId) -> &mut [u8] {
+        self.assert_in_pool(id);
         self.pool.bytes_mut(id)
+    }
+
+    fn assert_in_pool(&self, id: PayloadId) {
+        let pages = self.entries[id.0 as usize].map(|entry| entry.pages);
+        assert!(!matches!(pages, Some(Pages::Reading | Pages::Filled)), "the bytes of {id:?} are elsewhere: {pages:?}");
+    }
+
+    /// The application reads, and its own pages, as many, are this fixed buffer of the ring until it has its answer.
+    pub fn lend(&mut self, id: PayloadId, buffer: u16) {
+        let entry = self.entry(id);
+        assert!(entry.pages == Pages::Pool, "{id:?} has pages: {:?}", entry.pages);
+        entry.pages = Pages::Lent(buffer);
+    }
+
+    /// A disk reads `len` bytes: opens a use, and says where to.
+    pub fn begin_read(&mut self, id: PayloadId, len: usize) -> Place {
+        self.open_use(id);
+        let whole = self.pool.len(id) == len;
+        let entry = self.entry(id);
+        if let Pages::Lent(buffer) = entry.pages
+            && whole
+        {
+            entry.pages = Pages::Reading;
+            return Place::Registered(RegisteredSpan { buffer, offset: 0, len });
+        }
+        Place::Memory(self.span(id).first(len))
+    }
+
+    /// The disk cannot read into the application's pages: where to instead. The use stays open.
+    pub fn read_into_pool(&mut self, id: PayloadId) -> Place {
+        let entry = self.entry(id);
+        assert!(entry.pages == Pages::Reading, "nothing reads into pages of {id:?}: {:?}", entry.pages);
+        entry.pages = Pages::Pool;
+        Place::Memory(self.span(id))
+    }
+
+    /// The disk is through: closes the use.
+    pub fn end_read(&mut self, id: PayloadId, succeeded: bool) {
+        let entry = self.entry(id);
+        if entry.pages == Pages::Reading {
+            // What comes in place of what failed, from a peer, goes to the pool.
+            entry.pages = if succeeded { Pages::Filled } else { Pages::Pool };
+        }
+        self.close_use(id);
+    }
+
+    /// The application has its bytes.
+    pub fn is_filled(&self, id: PayloadId) -> bool {
+        self.entries[id.0 as usize].is_some_and(|entry| entry.pages == Pages::Filled)
     }
 
     /// The bytes of one payload into another of the same length. Neither may be with the kernel.
     pub fn copy(&mut self, from: PayloadId, to: PayloadId) {
-        let (source, target) = (self.pool.span(from), self.pool.span(to));
+        let (source, target) = (self.span(from), self.span(to));
         assert!(from != to && source.len() == target.len(), "copy {from:?} ({source:?}) to {to:?} ({target:?})");
         // SAFETY: two different live payloads never overlap, both are of this length.
         unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), target.as_ptr(), source.len()) };
@@ -187,6 +255,48 @@ mod tests {
         payloads.try_reserve(1 << 20, Share::Engine).expect("a quarter is kept for the engine");
         assert!(payloads.release(peer));
         assert!(payloads.try_reserve(4096, Share::Peer).is_some());
+    }
+
+    #[test]
+    fn a_disk_reads_into_the_applications_pages_and_a_peers_answer_goes_to_the_pool() {
+        let mut payloads = Payloads::new(4 << 20).unwrap();
+        let id = payloads.try_reserve(8192, Share::Application).unwrap();
+        payloads.lend(id, 7);
+        let place = payloads.begin_read(id, 8192);
+        assert_eq!(place, Place::Registered(RegisteredSpan { buffer: 7, offset: 0, len: 8192 }));
+        payloads.end_read(id, true);
+        assert!(payloads.is_filled(id));
+        assert!(payloads.release(id));
+
+        let [id, from] = [1, 2].map(|_| payloads.try_reserve(8192, Share::Peer).unwrap());
+        payloads.lend(id, 7);
+        payloads.begin_read(id, 8192);
+        payloads.end_read(id, false);
+        payloads.bytes_mut(from).fill(5);
+        payloads.copy(from, id);
+        assert!(!payloads.is_filled(id));
+        assert_eq!(payloads.bytes_mut(id)[8191], 5);
+    }
+
+    #[test]
+    fn a_disk_that_refuses_the_pages_reads_into_the_pool() {
+        let mut payloads = Payloads::new(4 << 20).unwrap();
+        let id = payloads.try_reserve(4096, Share::Application).unwrap();
+        payloads.lend(id, 7);
+        payloads.begin_read(id, 4096);
+        assert!(matches!(payloads.read_into_pool(id), Place::Memory(span) if span.len() == 4096));
+        payloads.end_read(id, true);
+        assert!(!payloads.is_filled(id));
+    }
+
+    #[test]
+    #[should_panic(expected = "are elsewhere")]
+    fn what_the_application_has_is_not_in_the_pool() {
+        let mut payloads = Payloads::new(4 << 20).unwrap();
+        let id = payloads.try_reserve(4096, Share::Application).unwrap();
+        payloads.lend(id, 7);
+        payloads.begin_read(id, 4096);
+        payloads.span(id);
     }
 
     #[test]

@@ -6,12 +6,16 @@ use control::{
     PathReport, PeerDeviceReport, ResourceReport, SyncDetails,
 };
 use engine::latency::{Average, Latency};
-use engine::{PeerDeviceStatus, PeerStatus, Trouble, VolumeStatus};
+use engine::progress::Progress;
+use engine::{PeerDeviceStatus, PeerStatus, Trouble, VerifyStatus, VolumeStatus};
+use types::range::SECTOR_BYTES;
 use types::{ConnectionState, DiskState, ReplicationState, Role, VolumeNumber};
 
 use crate::resource::{Snapshot, VolumeUse};
 
 const KIB: u64 = 1024;
+/// Sectors of a block that progress counts.
+const BLOCK_SECTORS: u64 = 8;
 
 /// `device_path`: how applications reach a volume while its device exists.
 pub fn report(
@@ -123,21 +127,41 @@ fn peer_device(number: VolumeNumber, status: &PeerDeviceStatus, size_bytes: u64,
         out_of_sync: status.out_of_sync_bytes / KIB,
         pending: status.pending_requests,
         unacked: status.unacked_requests,
-        has_sync_details: status.resync.is_some(),
-        has_online_verify_details: false,
+        has_sync_details: status.resync.is_some() || status.verify.is_some(),
+        has_online_verify_details: status.verify.is_some(),
         percent_in_sync: hundredths(in_sync),
-        sync: status.resync.map(|progress| SyncDetails {
-            rs_total: progress.total_bits * 8,
-            db_dt: hundredths(progress.rate_kib as f64 / KIB as f64),
-            db0_dt0: hundredths(progress.rate_kib as f64 / KIB as f64),
-            estimated_seconds_to_finish: progress.left_seconds.unwrap_or(0),
-            percent_resync_done: f64::from(progress.done_percent_hundredths) / 100.0,
-            ..SyncDetails::default()
-        }),
+        sync: status.resync.map(|progress| resync(progress, status)).or(status.verify.map(|v| verify(&v, size_bytes))),
         replicad: Some(OwnPeerDeviceKeys {
             decision: status.last_decision.clone(),
             write_answer: micros(status.answer),
         }),
+    }
+}
+
+fn sync(progress: Progress) -> SyncDetails {
+    SyncDetails {
+        rs_total: progress.total_bits * BLOCK_SECTORS,
+        db_dt: hundredths(progress.rate_kib as f64 / KIB as f64),
+        db0_dt0: hundredths(progress.rate_kib as f64 / KIB as f64),
+        estimated_seconds_to_finish: progress.left_seconds.unwrap_or(0),
+        percent_resync_done: f64::from(progress.done_percent_hundredths) / 100.0,
+        ..SyncDetails::default()
+    }
+}
+
+fn resync(progress: Progress, status: &PeerDeviceStatus) -> SyncDetails {
+    SyncDetails { rs_same_csum: status.equal_by_csum_bytes / SECTOR_BYTES, ..sync(progress) }
+}
+
+fn verify(status: &VerifyStatus, size_bytes: u64) -> SyncDetails {
+    let whole = status.stop >= size_bytes;
+    SyncDetails {
+        ov_start_sector: Some(status.start / SECTOR_BYTES),
+        ov_stop_sector: Some(if whole { -1 } else { (status.stop / SECTOR_BYTES) as i64 }),
+        ov_position: Some(status.position / SECTOR_BYTES),
+        ov_left: Some(status.progress.left_bits * BLOCK_SECTORS),
+        ov_skipped: Some(status.skipped * BLOCK_SECTORS),
+        ..sync(status.progress)
     }
 }
 

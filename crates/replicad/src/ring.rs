@@ -78,13 +78,23 @@ pub struct Completion {
 
 /// The kernel takes a send of so many bytes at once, unless the peer does not read.
 const SMALL_SEND_BYTES: u64 = 16 << 10;
-/// How long a wait goes on for completions that should have been there at once.
-const SOON: Duration = Duration::from_millis(1);
+/// How long a wait goes on for completions that should have been there at once. Longer than a tick of the kernel's: for
+/// less it would set the processor's timer anew for each wait.
+const SOON: Duration = Duration::from_millis(10);
+/// A peer that does not read is likely not to for a while: so many sends are waited for as any other operation is.
+const SENDS_AFTER_A_SLOW_ONE: u32 = 1000;
+
+/// Places in the table of fixed buffers. The kernel's limit is 16384; a place takes a few bytes.
+const FIXED_BUFFERS: u16 = 4096;
 
 pub struct Ring {
     uring: IoUring,
+    /// There is a table of fixed buffers.
+    has_table: bool,
     /// Small sends since the last wait.
     soon: usize,
+    /// Small sends to come that are not expected to be done at once.
+    slow_sends: u32,
     /// The kernel can wait for more than one completion and be content with one after a while (6.12).
     waits_for_more: bool,
     /// Taken out while entries were pushed, because the kernel had no room for more.
@@ -109,7 +119,17 @@ impl Ring {
             ));
         }
         let waits_for_more = uring.params().is_feature_min_timeout();
-        Ok(Ring { uring, soon: 0, waits_for_more, early: Vec::new() })
+        Ok(Ring { uring, has_table: false, soon: 0, slow_sends: 0, waits_for_more, early: Vec::new() })
+    }
+
+    /// How many places for fixed buffers there are, all empty when it is called first: 5.19 and newer. For buffers that
+    /// the kernel puts there by itself.
+    pub fn fixed_buffers(&mut self) -> io::Result<u16> {
+        if !self.has_table {
+            self.uring.submitter().register_buffers_sparse(FIXED_BUFFERS.into())?;
+            self.has_table = true;
+        }
+        Ok(FIXED_BUFFERS)
     }
 
     /// # Safety
@@ -121,12 +141,17 @@ impl Ring {
     }
 
     /// A send of so many bytes. A small one is done while it is submitted, and nothing follows from that: the next wait
-    /// is for more. If the peer does not read and it is not, other completions may wait for it for [`SOON`].
+    /// is for more. If the peer does not read and it is not, other completions may wait for it for [`SOON`], once.
     ///
     /// # Safety
     /// As for `push`.
     pub unsafe fn push_send(&mut self, entry: squeue::Entry, tag: Tag, bytes: u64) {
-        self.soon += usize::from(self.waits_for_more && bytes <= SMALL_SEND_BYTES);
+        if self.waits_for_more && bytes <= SMALL_SEND_BYTES {
+            match self.slow_sends.checked_sub(1) {
+                Some(left) => self.slow_sends = left,
+                None => self.soon += 1,
+            }
+        }
         // SAFETY: the caller's promise.
         unsafe { self.push(entry, tag) };
     }
@@ -156,14 +181,21 @@ impl Ring {
     /// zero: does not wait.
     pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Completion>) {
         let ready = !self.early.is_empty() || !self.uring.completion().is_empty();
+        let first = out.len();
         out.append(&mut self.early);
         let soon = std::mem::take(&mut self.soon);
         if ready || timeout == Some(Duration::ZERO) {
             self.submit_and_get_events(0, Some(Duration::ZERO));
         } else {
-            self.submit_and_get_events(1 + soon, timeout);
+            // The kernel would wait for more beyond a deadline that comes sooner.
+            let more = if timeout.is_some_and(|timeout| timeout < SOON) { 0 } else { soon };
+            self.submit_and_get_events(1 + more, timeout);
         }
         out.extend(completions(&mut self.uring));
+        let sends = out[first..].iter().filter(|completion| completion.tag.kind == Kind::PeerSend).count();
+        if sends < soon {
+            self.slow_sends = SENDS_AFTER_A_SLOW_ONE;
+        }
     }
 
     fn submit_and_get_events(&mut self, want: usize, timeout: Option<Duration>) {
@@ -226,7 +258,7 @@ mod tests {
     #[test]
     fn a_wait_is_for_more_than_small_sends() {
         let mut ring = Ring::new(4).unwrap();
-        let tag = |slot| Tag::new(Kind::Wake, Key { slot, generation: 7 });
+        let tag = |slot| Tag::new(Kind::PeerSend, Key { slot, generation: 7 });
         let time = Timespec::from(Duration::from_millis(5));
         let nop = io_uring::opcode::Nop::new().build();
         // SAFETY: a no-op names no memory; the time lives until the end of the test, which is after its completion.

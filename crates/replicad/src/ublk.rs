@@ -4,8 +4,9 @@
 //! add: Starting ──Started──> (requests) ──remove──> Stopping ──Stopped, queue down──> Deleting ──Deleted──> gone
 //! ```
 //! Invariants: a tag of a queue is with at most one of kernel, payload move, engine; a payload has an open use from its
-//! reservation until the tag is finished. A device that is stopped is served until its queue is down: the kernel waits
-//! for that.
+//! reservation until the tag is finished. What is written is copied, once, for disk and peers alike: the application may
+//! change its pages meanwhile, and two copies would differ. What is read, a disk may put into the application's pages.
+//! A device that is stopped is served until its queue is down: the kernel waits for that.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::AsRawFd;
@@ -53,6 +54,8 @@ struct Served {
     deletion: Option<Deletion>,
     /// By tag, as many as the queue is deep.
     jobs: Vec<Option<Job>>,
+    /// Of its places in the ring's table of fixed buffers.
+    first_buffer: Option<u16>,
     /// Requests without a buffer.
     waiting: VecDeque<Request>,
     /// Where the kernel counts events.
@@ -153,7 +156,8 @@ impl Ublk {
     pub fn add(&mut self, volume: VolumeNumber, device: Device, ring: &mut Ring) {
         self.made += 1;
         let number = self.made;
-        let mut queue = match device.queue(command_tag(number).to_bits()) {
+        let first_buffer = self.free_places(&device, ring);
+        let mut queue = match device.queue(command_tag(number).to_bits(), first_buffer) {
             Ok(queue) => queue,
             Err(error) => {
                 tracing::error!("volume {volume}: cannot serve {}: {error}", device.path().display());
@@ -161,6 +165,9 @@ impl Ublk {
             }
         };
         queue.start(&mut |entry| push_command(ring, entry));
+        if first_buffer.is_some() {
+            tracing::info!("volume {volume}: {}: disks read into the application's pages", device.path().display());
+        }
         if let Err(error) = device.start() {
             // The kernel holds the queue's commands: it stays, although no device appears.
             tracing::error!("volume {volume}: cannot start {}: {error}", device.path().display());
@@ -173,11 +180,36 @@ impl Ublk {
             queue: Some(queue),
             deletion: None,
             jobs,
+            first_buffer,
             waiting: VecDeque::new(),
             event_count: Box::new(0),
         };
         served.listen_for_events(number, ring);
         self.devices.insert(number, served);
+    }
+
+    /// As many places in the ring's table of fixed buffers as the device's queue is deep. `None`: the device needs none, or
+    /// there are none: then payloads are copied.
+    fn free_places(&self, device: &Device, ring: &mut Ring) -> Option<u16> {
+        if !device.registers_buffers() {
+            return None;
+        }
+        let places = match ring.fixed_buffers() {
+            Ok(places) => places,
+            Err(error) => {
+                tracing::info!("{}: no table of fixed buffers ({error}); payloads are copied", device.path().display());
+                return None;
+            }
+        };
+        let depth = device.queue_depth();
+        let mut starts = (0..places / depth).map(|device| device * depth);
+        let is_free = |start: u16| {
+            let overlaps = |s: &Served| {
+                s.first_buffer.is_some_and(|first| start < first + s.jobs.len() as u16 && first < start + depth)
+            };
+            !self.devices.values().any(overlaps)
+        };
+        starts.find(|start| is_free(*start))
     }
 
     /// The device should go; it is served until the kernel has let go of it.
@@ -213,6 +245,9 @@ impl Ublk {
                 None => return served.waiting.push_back(request),
                 Some(id) => {
                     payloads.open_use(id);
+                    if let (BlockOp::Read, Some(buffer)) = (request.op, request.registered) {
+                        payloads.lend(id, buffer);
+                    }
                     Some(id)
                 }
             },
@@ -226,7 +261,7 @@ impl Ublk {
 
     fn submit(&mut self, number: u32, request: Request, payload: Option<PayloadId>) {
         let volume = self.devices[&number].volume;
-        let Request { tag, op, range } = request;
+        let Request { tag, op, range, registered: _ } = request;
         let request = request_id(number, tag);
         self.submitted.push_back(Input::Submit { request, volume, op, range, payload });
     }
@@ -264,7 +299,8 @@ impl Ublk {
         let served = self.devices.get_mut(&number).expect("a device stays while it has requests");
         let job = served.job(tag).unwrap_or_else(|| panic!("{id:?} was completed before"));
         (job.answered, job.moved) = (true, 0);
-        let gives = job.request.op == BlockOp::Read && result.is_ok();
+        let filled = job.payload.is_some_and(|id| payloads.is_filled(id));
+        let gives = job.request.op == BlockOp::Read && result.is_ok() && !filled;
         if !gives || served.move_payload(number, tag, ring, payloads) {
             served.finish(tag, result, ring, payloads);
         }

@@ -103,21 +103,63 @@ pub struct Fault {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    Attach { volume: VolumeNumber },
-    Detach { volume: VolumeNumber, force: bool },
-    Connect { peer: NodeId, discard_my_data: bool },
-    Disconnect { peer: NodeId, force: bool },
-    Promote { force: bool },
+    Attach {
+        volume: VolumeNumber,
+    },
+    Detach {
+        volume: VolumeNumber,
+        force: bool,
+    },
+    Connect {
+        peer: NodeId,
+        discard_my_data: bool,
+    },
+    Disconnect {
+        peer: NodeId,
+        force: bool,
+    },
+    Promote {
+        force: bool,
+    },
     Demote,
-    Invalidate { volume: VolumeNumber, from: Option<NodeId> },
-    InvalidateRemote { volume: VolumeNumber, peer: NodeId },
-    Outdate { volume: VolumeNumber },
-    NewCurrentUuid { volume: VolumeNumber, clear_bitmap: bool },
-    PauseSync { volume: VolumeNumber, peer: NodeId },
-    ResumeSync { volume: VolumeNumber, peer: NodeId },
+    Invalidate {
+        volume: VolumeNumber,
+        from: Option<NodeId>,
+    },
+    InvalidateRemote {
+        volume: VolumeNumber,
+        peer: NodeId,
+    },
+    Outdate {
+        volume: VolumeNumber,
+    },
+    NewCurrentUuid {
+        volume: VolumeNumber,
+        clear_bitmap: bool,
+    },
+    PauseSync {
+        volume: VolumeNumber,
+        peer: NodeId,
+    },
+    ResumeSync {
+        volume: VolumeNumber,
+        peer: NodeId,
+    },
+    /// Bytes.
+    Verify {
+        volume: VolumeNumber,
+        peer: NodeId,
+        start: Option<u64>,
+        stop: Option<u64>,
+    },
     NetOptions(NetChange),
-    DiskOptions { al_extents: u16, pass_on: bool },
-    ResourceOptions { suspend_io: bool },
+    DiskOptions {
+        al_extents: u16,
+        pass_on: bool,
+    },
+    ResourceOptions {
+        suspend_io: bool,
+    },
     Adjust,
 }
 
@@ -141,6 +183,9 @@ impl Order {
             }
             Command::PauseSync { volume, peer } => Order::PauseSync { volume: *volume, peer: *peer },
             Command::ResumeSync { volume, peer } => Order::ResumeSync { volume: *volume, peer: *peer },
+            Command::Verify { volume, peer, start, stop } => {
+                Order::Verify { volume: *volume, peer: *peer, start: *start, stop: *stop }
+            }
             Command::ChangeOptions { change } => order_of(change),
         }
     }
@@ -164,6 +209,7 @@ impl Order {
             Order::NewCurrentUuid { clear_bitmap: true, .. } => "new-current-uuid --clear-bitmap",
             Order::PauseSync { .. } => "pause-sync",
             Order::ResumeSync { .. } => "resume-sync",
+            Order::Verify { .. } => "verify",
             Order::NetOptions(_) => "net-options",
             Order::DiskOptions { .. } => "disk-options",
             Order::ResourceOptions { .. } => "resource-options",
@@ -190,12 +236,13 @@ impl Order {
             Order::NewCurrentUuid { volume, clear_bitmap } => Command::NewCurrentUuid { volume, clear_bitmap },
             Order::PauseSync { volume, peer } => Command::PauseSync { volume, peer },
             Order::ResumeSync { volume, peer } => Command::ResumeSync { volume, peer },
+            Order::Verify { volume, peer, start, stop } => Command::Verify { volume, peer, start, stop },
         })
     }
 }
 
 /// Names of [`Order::name`], all of them.
-pub const ORDERS: [&str; 21] = [
+pub const ORDERS: [&str; 22] = [
     "attach",
     "detach",
     "detach --force",
@@ -217,7 +264,10 @@ pub const ORDERS: [&str; 21] = [
     "disk-options",
     "resource-options",
     "adjust",
+    "verify",
 ];
+/// Of [`ORDERS`], from the front, those that come to somebody's mind who tries anything. The rest has a share of its own.
+pub const ORDERS_TRIED: usize = 21;
 
 /// One action and its moment.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -134,7 +134,7 @@ impl World {
         let truth = self.truths[&volume].iter().find(|t| t.primary == Some(id)).ok_or("a Primary without history")?;
         for (peer, p) in &status.peers {
             let Some(device) = p.volumes.get(&volume) else { continue };
-            let good = device.disk == DiskState::UpToDate && device.replication == ReplicationState::Established;
+            let good = device.disk == DiskState::UpToDate && is_settled(device.replication);
             if !good || !self.is_link_whole(id, *peer) || self.weakest(id, *peer) != Protocol::C {
                 continue;
             }
@@ -166,7 +166,7 @@ impl World {
         let reads_there = own.disk != DiskState::UpToDate && device.disk == DiskState::UpToDate;
         let whole = self.weakest(id, peer) == Protocol::C || own.diskless_configured;
         // It may not know yet that the peer is gone.
-        let together = device.replication == ReplicationState::Established && self.is_link_whole(id, peer);
+        let together = is_settled(device.replication) && self.is_link_whole(id, peer);
         if !reads_there || !together {
             return;
         }
@@ -279,10 +279,16 @@ impl World {
         let (Some(mine), Some(theirs)) = (self.status(id), self.status(peer)) else { return };
         let good = |s: &Status, other: NodeId, volume: VolumeNumber| {
             s.volumes.get(&volume).is_some_and(|v| v.disk == DiskState::UpToDate)
-                && s.peers[&other].volumes[&volume].replication == ReplicationState::Established
+                && is_settled(s.peers[&other].volumes[&volume].replication)
         };
         let volumes = self.volume_numbers();
-        let together = |v: &VolumeNumber| good(&mine, peer, *v) && good(&theirs, id, *v);
+        // One that attaches may call itself UpToDate before it hears of the generation that the other has begun.
+        let current = |s: &Status, v: &VolumeNumber| s.volumes.get(v).map(|volume| volume.current_uuid);
+        let one_line = |v: &VolumeNumber| match (current(&mine, v), current(&theirs, v)) {
+            (Some(ours), Some(its)) => ours.same(its),
+            _ => false,
+        };
+        let together = |v: &VolumeNumber| good(&mine, peer, *v) && good(&theirs, id, *v) && one_line(v);
         let (equal, behind): (Vec<_>, Vec<_>) = volumes.into_iter().partition(together);
         for volume in equal {
             self.apart.remove(&(id, peer, volume));
@@ -391,7 +397,7 @@ impl World {
         for volume in self.volume_numbers() {
             let (there, back) = (&there.volumes[&volume], &back.volumes[&volume]);
             let (mine, its) = (one.volumes[&volume].disk, other.volumes[&volume].disk);
-            let established = |d: &engine::PeerDeviceStatus| d.replication == ReplicationState::Established;
+            let established = |d: &engine::PeerDeviceStatus| is_settled(d.replication);
             if !established(there) || !established(back) {
                 continue;
             }
@@ -520,6 +526,11 @@ fn consistent(status: &Status) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// No resync runs: a verify changes nothing of what the two promise.
+pub(crate) fn is_settled(state: ReplicationState) -> bool {
+    matches!(state, ReplicationState::Established | ReplicationState::VerifyS | ReplicationState::VerifyT)
 }
 
 /// `diskful`: nodes that are meant to have a disk.

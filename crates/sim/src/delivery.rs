@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
-use engine::{DiskOp, Effect, Event as EngineEvent, Input, LinkError, Protocol};
+use engine::{DigestId, DiskOp, Effect, Event as EngineEvent, Input, LinkError, Protocol};
 use types::{BlockOp, DiskState, IoError, IoId, LinkId, NodeId, PayloadId, ReplicationState, Role, VolumeNumber};
+use wire::digest::{Digest, DigestAlgorithm};
 use wire::{Context, Message, Socket};
 
 use crate::action::Order;
-use crate::disk::sectors;
+use crate::disk::{View, sectors};
 use crate::network::{EndState, Frame};
 use crate::swarm::{SECOND, Stragglers};
 use crate::world::{Event, World};
@@ -21,6 +22,7 @@ impl World {
             Effect::Reply { id: command, result } => self.replied(id, command, result),
             Effect::Complete { request, result } => self.completed(id, request, result),
             Effect::Disk { volume, io, op } => self.disk_starts(id, volume, io, op),
+            Effect::Digest { id: digest, payload, .. } => self.digest_starts(id, digest, payload),
             Effect::Send { peer, link, socket, volume, message, payload } => {
                 self.send(id, (peer, link, socket), volume, &message, payload)
             }
@@ -149,12 +151,37 @@ impl World {
     }
 
     fn disk_closed(&mut self, id: NodeId, volume: VolumeNumber) -> Result<(), String> {
-        self.unsettled.remove(&(id, volume));
+        let claimed = self.unsettled.remove(&(id, volume));
+        let durable = self.node(id).disks[&volume].identity_in(View::Durable);
+        if claimed.is_some_and(|generation| !durable.has_been(generation)) {
+            // Shown to peers, and on no disk: whatever they have is not what was shown.
+            self.no_good_copy_expected = true;
+        }
         let disk = &self.node(id).disks[&volume];
         match disk.in_flight() {
             0 => Ok(()),
             n => Err(format!("CloseDisk {volume:?} with {n} operations not answered")),
         }
+    }
+
+    /// Of any algorithm the same: one by which nothing differs that is equal, and nothing is equal that differs.
+    fn digest_starts(&mut self, id: NodeId, digest: DigestId, payload: PayloadId) -> Result<(), String> {
+        let node = self.node_mut(id);
+        let content = node.content(payload, "digest")?;
+        node.hold(payload, "digest")?;
+        let life = node.life;
+        let value = DigestAlgorithm::Sha256.digest(&canonical(&content));
+        let delay = self.nature.between(1, 20_000);
+        self.schedule(delay, Event::Digested { node: id, life, id: digest, payload, value });
+        Ok(())
+    }
+
+    pub(crate) fn digested(&mut self, id: NodeId, life: u64, digest: DigestId, payload: PayloadId, value: Digest) {
+        if self.node(id).life != life {
+            return;
+        }
+        self.node_mut(id).unhold(payload);
+        self.input(id, Input::DigestDone { id: digest, digest: value });
     }
 
     // ------------------------------------------------------------------ network
@@ -297,7 +324,12 @@ impl World {
             }
             EngineEvent::Protocol { peer, to, .. } => self.goes_by(id, peer, to),
             EngineEvent::SplitBrain { peer, .. } => self.split_brain_found(id, peer),
-            EngineEvent::Replication { peer, volume, to: ReplicationState::Established, .. } => {
+            ref event @ (EngineEvent::VerifyStarted { .. } | EngineEvent::VerifyFinished { .. }) => {
+                self.verify_event(id, event);
+            }
+            EngineEvent::Replication { peer, volume, to: ReplicationState::Established, from, .. }
+                if !matches!(from, ReplicationState::VerifyS | ReplicationState::VerifyT) =>
+            {
                 self.may_be_together(id, peer);
                 self.check_shown_data(id, peer, volume);
             }
@@ -336,6 +368,18 @@ fn brief_op(op: &DiskOp) -> String {
         }
         other => format!("{other:?}"),
     }
+}
+
+/// The same bytes for the same content, however it is divided into runs.
+fn canonical(content: &[(u32, u64)]) -> Vec<u8> {
+    let mut runs: Vec<(u32, u64)> = Vec::new();
+    for (sectors, stamp) in content {
+        match runs.last_mut() {
+            Some((length, last)) if last == stamp => *length += sectors,
+            _ => runs.push((*sectors, *stamp)),
+        }
+    }
+    runs.iter().flat_map(|(sectors, stamp)| [u64::from(*sectors), *stamp]).flat_map(u64::to_le_bytes).collect()
 }
 
 /// Operations whose range changes data.

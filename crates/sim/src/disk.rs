@@ -332,6 +332,11 @@ impl Disk {
             (one, another) => one.or(another).is_none_or(|stamps| stamps.iter().all(Option::is_none)),
         }
     }
+    /// A block of 4 KiB holds this on stable storage, and no write explains it.
+    pub fn rot(&mut self, first: u64, stamp: Stamp) {
+        let number = self.completions;
+        (first..first + 8).for_each(|sector| self.data.write(sector, NonZeroU64::new(stamp), number, true));
+    }
     /// For tests: content that no write explains.
     pub fn corrupt(&mut self, sector: u64, stamp: Stamp) {
         self.data.put(sector, NonZeroU64::new(stamp));

@@ -6,6 +6,7 @@ use engine::{Command, Status};
 use types::{ConnectionState, DiskState, NodeId, ReplicationState, VolumeNumber};
 
 use crate::action::Order;
+use crate::exam::Exam;
 use crate::network::pair;
 use crate::swarm::{SECOND, Start};
 use crate::world::{Event, World};
@@ -38,8 +39,11 @@ impl World {
                 self.restart(id);
             }
         }
-        if self.all_is_well() {
+        let well = self.all_is_well();
+        if well && self.exam == Exam::NotBegun {
             self.final_checks();
+        }
+        if (well || self.is_examining_rot()) && self.examine() {
             self.settled = true;
             return;
         }
@@ -48,6 +52,9 @@ impl World {
             return self.complain(format!("{} s after the last trouble not settled: {picture}", SETTLE_MAX / SECOND));
         }
         self.schedule(SECOND, Event::Settle);
+        if self.is_examining_rot() {
+            return;
+        }
         for id in self.node_ids() {
             self.put_right(id);
         }
@@ -94,6 +101,13 @@ impl World {
         if self.node(id).is_primary && !patient && !status.volumes.iter().all(served) {
             return self.command(id, Command::Demote, false);
         }
+        // Nor does it take a disk that has more than it shows (rule GE-7).
+        let kept_out = |(volume, v): (&VolumeNumber, &engine::VolumeStatus)| {
+            v.disk == DiskState::Diskless && self.node(id).disks.contains_key(volume)
+        };
+        if self.node(id).is_primary && !patient && status.volumes.iter().any(kept_out) {
+            return self.command(id, Command::Demote, false);
+        }
         // The same on all nodes, or they never connect.
         if self.differs_from_file(id) {
             self.change_options(id, Order::Adjust);
@@ -106,7 +120,7 @@ impl World {
         for (peer, p) in &status.peers {
             if p.connection == ConnectionState::StandAlone {
                 self.connect_at_the_end(id, *peer);
-            } else if !patient && self.stats.faults > 0 && is_left_over(&status, p) {
+            } else if !patient && self.may_need_a_reconnect() && is_left_over(&status, p) {
                 self.reconnect(id, *peer);
             }
             for (volume, device) in &p.volumes {
@@ -117,7 +131,14 @@ impl World {
         }
     }
 
-    /// A resync that could not read or write everything leaves bits; connecting again starts another one.
+    /// A resync that could not read or write everything leaves bits, and a disk that an operator outdated over a
+    /// standing connection stays so until the next handshake. Otherwise everything mends itself.
+    fn may_need_a_reconnect(&self) -> bool {
+        let outdated = self.stats.commands.get("outdate").is_some_and(|(done, _)| *done > 0);
+        self.stats.faults > 0 || outdated
+    }
+
+    /// Connecting again starts what is due.
     fn reconnect(&mut self, id: NodeId, peer: NodeId) {
         if self.now < self.reconnected_at + RECONNECT_EVERY {
             return;

@@ -6,6 +6,7 @@ pub mod action;
 pub mod checker;
 pub mod delivery;
 pub mod disk;
+pub mod exam;
 pub mod few;
 pub mod healer;
 pub mod network;

@@ -3,7 +3,7 @@
 use engine::Protocol;
 use types::{DiskState, NodeId, ReplicationState, VolumeNumber};
 
-use crate::action::{Action, ORDERS, Order};
+use crate::action::{Action, ORDERS, ORDERS_TRIED, Order};
 use crate::network::pair;
 use crate::node::Node;
 use crate::protocols::NetChange;
@@ -49,6 +49,10 @@ impl World {
         if self.options.options_per_mille > 0 && self.whim.chance(self.options.options_per_mille) {
             return self.change_some_option(node);
         }
+        if self.options.verify_per_mille > 0 && self.whim.chance(self.options.verify_per_mille) {
+            let order = self.verify_order(peer, volume);
+            return self.act(Action::Command { node, order });
+        }
         let order = if self.whim.chance(self.options.senseless_per_mille) {
             Some(self.any_order(peer, volume))
         } else if self.whim.chance(self.options.disks_per_mille) {
@@ -59,6 +63,16 @@ impl World {
         if let Some(order) = order {
             self.act(Action::Command { node, order });
         }
+    }
+
+    /// Often where it was interrupted, to the end; sometimes a part.
+    fn verify_order(&mut self, peer: NodeId, volume: VolumeNumber) -> Order {
+        // Not more than goes by in a moment: each block is many events.
+        let size = self.options.volume_bytes;
+        let part = size > (16 << 20) || self.whim.chance(400);
+        let start = part.then(|| self.whim.between(0, size));
+        let stop = part.then(|| start.unwrap_or(0) + self.whim.between(0, size.min(4 << 20)));
+        Order::Verify { volume, peer, start, stop }
     }
 
     fn common_order(&mut self, node: NodeId, peer: NodeId, volume: VolumeNumber) -> Order {
@@ -98,7 +112,7 @@ impl World {
     /// Whatever comes to mind. What would throw a copy away for good is left to `disk_order`.
     fn any_order(&mut self, peer: NodeId, volume: VolumeNumber) -> Order {
         let force = self.whim.chance(self.options.force_per_mille);
-        match self.whim.pick(&ORDERS) {
+        match self.whim.pick(&ORDERS[..ORDERS_TRIED]) {
             "attach" => Order::Attach { volume },
             "detach" => Order::Detach { volume, force: false },
             "detach --force" => Order::Detach { volume, force: true },

@@ -12,8 +12,10 @@ use crate::scenario::Scenario;
 use crate::swarm::{LEANINGS, Leaning, seed_with};
 
 /// What no walk of a bearable length meets: the scenario that taught us the rule finds it again.
-const BY_SCENARIO: [(Bug, &str); 1] =
-    [(Bug::BitsOfCrashDropped, include_str!("../scenarios/bits_of_two_inconsistent_disks_dropped.json"))];
+const BY_SCENARIO: [(Bug, &str); 2] = [
+    (Bug::BitsOfCrashDropped, include_str!("../scenarios/bits_of_two_inconsistent_disks_dropped.json")),
+    (Bug::CsumNotFlushed, include_str!("../scenarios/equal_by_checksum_and_only_in_the_cache.json")),
+];
 /// What shows where a run leans to something: walks for it lean there.
 const BY_LEANING: [(Bug, Leaning); 1] = [(Bug::ReceiptForgotten, Leaning::FailOver)];
 

@@ -59,7 +59,16 @@ impl Reached {
                 let words = text.split_whitespace().filter(|w| w.chars().all(|c| c.is_ascii_lowercase()));
                 self.count(format!("warning {}", words.take(6).collect::<Vec<_>>().join(" ")));
             }
-            Event::ResyncStarted { .. } | Event::ResyncFinished { .. } | Event::Size { .. } => {}
+            Event::VerifyFinished { driving, different, skipped, complete, .. } => {
+                let found = if *different > 0 { "differences" } else { "no difference" };
+                let part = if *skipped > 0 { ", some skipped" } else { "" };
+                let how = if *complete { "to the end" } else { "interrupted" };
+                self.count(format!("verify {how}, driving {driving}: {found}{part}"))
+            }
+            Event::VerifyStarted { .. }
+            | Event::ResyncStarted { .. }
+            | Event::ResyncFinished { .. }
+            | Event::Size { .. } => {}
         }
     }
 
@@ -147,6 +156,7 @@ fn name_of(effect: &Effect) -> &'static str {
             DiskOp::WriteZeroes { .. } => "disk write zeroes",
             DiskOp::MetaWrite { .. } => "metadata write",
         },
+        Effect::Digest { .. } => "digest",
         Effect::Send { .. } => "send",
         Effect::LinkContext { .. } => "link context",
         Effect::Connect { .. } => "connect",
@@ -158,7 +168,7 @@ fn name_of(effect: &Effect) -> &'static str {
     }
 }
 
-const EFFECTS: [&str; 20] = [
+const EFFECTS: [&str; 21] = [
     "reply",
     "complete",
     "complete with an error",
@@ -171,6 +181,7 @@ const EFFECTS: [&str; 20] = [
     "disk discard",
     "disk write zeroes",
     "metadata write",
+    "digest",
     "send",
     "link context",
     "connect",

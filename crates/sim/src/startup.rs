@@ -99,8 +99,8 @@ impl World {
             buffer_bytes_max: self.file.net.max_buffers_bytes,
             use_rle: o.use_rle,
             resync: PacingConfig { min_rate_kib: 4000, resync_rate_kib: 4000, ..PacingConfig::default() },
-            verify_alg: String::new(),
-            csums_alg: String::new(),
+            verify_alg: if o.verify_per_mille > 0 { "crc32c".into() } else { String::new() },
+            csums_alg: if o.csums { "sha256".into() } else { String::new() },
         };
         ResourceConfig {
             node_id: me,

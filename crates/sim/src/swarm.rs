@@ -175,6 +175,10 @@ pub struct Options {
     pub senseless_per_mille: u32,
     /// Share of commands that change options.
     pub options_per_mille: u32,
+    /// `csums-alg`: a resync compares before it fetches.
+    pub csums: bool,
+    /// Share of commands that start a verify. 0: no `verify-alg`.
+    pub verify_per_mille: u32,
     pub fault_every: Option<u64>,
     /// Share of faults that stay.
     pub lasting_per_mille: u32,
@@ -253,6 +257,8 @@ impl Options {
             disks_per_mille: some(rng, 400, 250),
             senseless_per_mille: some(rng, 150, 200),
             options_per_mille: 0,
+            csums: false,
+            verify_per_mille: 0,
             fault_every: on(rng, 150, 3 * SECOND, 40 * SECOND),
             lasting_per_mille: rng.pick(&[0, 300, 1000]),
             stragglers: Stragglers::All,
@@ -282,7 +288,15 @@ impl Options {
         let share = rng.pick(&[50, 300]);
         options.options_per_mille = some(rng, 300, share);
         options.dawdle(rng);
+        options.compare(rng);
         options
+    }
+
+    /// Digests. Drawn last of all: seeds without them are what they were before.
+    fn compare(&mut self, rng: &mut Rng) {
+        self.csums = rng.chance(250);
+        let share = rng.pick(&[100, 400]);
+        self.verify_per_mille = if rng.chance(250) { share } else { 0 };
     }
 
     /// What takes its time: single operations of a disk, and the application.
@@ -439,6 +453,8 @@ impl Options {
             disks_per_mille: 0,
             senseless_per_mille: 0,
             options_per_mille: 0,
+            csums: false,
+            verify_per_mille: 0,
             fault_every: None,
             lasting_per_mille: 0,
             stragglers: Stragglers::All,

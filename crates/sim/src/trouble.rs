@@ -422,7 +422,8 @@ impl World {
         self.schedule(restart_after, Event::Restart { node: id });
     }
 
-    /// The disk or a peer has the image's generation, a bitmap since then, or is in the middle of a resync.
+    /// The disk or a peer has the image's generation, a bitmap since then or since what the image counts from, or is in the
+    /// middle of a resync.
     fn looks_current(&self, id: NodeId, volume: VolumeNumber, image: &Disk) -> bool {
         let current = image.identity().current;
         let own = self.nodes[&id].disks[&volume].identity();
@@ -431,8 +432,10 @@ impl World {
         }
         self.diskful().into_iter().filter(|peer| *peer != id).any(|peer| {
             let theirs = self.nodes[&peer].disks[&volume].identity();
-            // A resync that was cut off leaves blocks of a generation that the target nowhere names.
-            !theirs.is_whole() || theirs.current.same(current) || theirs.bitmap_towards(id).same(current)
+            let base = theirs.bitmap_towards(id);
+            // A resync that was cut off leaves blocks of a generation that the target nowhere names, and takes their bits.
+            let same_base = !base.is_zero() && base.same(image.identity().bitmap_towards(peer));
+            !theirs.is_whole() || theirs.current.same(current) || base.same(current) || same_base
         })
     }
 

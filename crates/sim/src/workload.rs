@@ -8,6 +8,7 @@ use engine::{Input, Protocol, Status};
 use types::{BlockOp, ByteRange, DiskState, IoError, NodeId, ReplicationState, RequestId, VolumeNumber};
 
 use crate::action::Action;
+use crate::checker::is_settled;
 use crate::delivery::stamp_of;
 use crate::disk::Stamp;
 use crate::node::Pending;
@@ -236,7 +237,7 @@ impl World {
         let promised = |peer: &NodeId| under_a_too || self.weakest(id, *peer) != Protocol::A;
         for (peer, p) in status.peers.iter().filter(|(peer, _)| promised(peer)) {
             let Some(device) = p.volumes.get(&volume) else { continue };
-            let fed = matches!(device.replication, ReplicationState::Established | ReplicationState::SyncTarget);
+            let fed = is_settled(device.replication) || device.replication == ReplicationState::SyncTarget;
             if device.disk == DiskState::UpToDate && fed {
                 believed.insert(*peer);
                 if self.is_link_whole(id, *peer) {
@@ -400,11 +401,13 @@ impl World {
     }
 
     pub(crate) fn resync_starts(&mut self, target: NodeId, source: NodeId, volume: VolumeNumber) {
-        // Under protocol A the tail of a crashed Primary may be lost; what it wrote in a generation of its own not.
+        // Under protocol A the tail of a crashed Primary may be lost; what it wrote in a generation of its own not. One
+        // that never got to its disk, because that had gone, has no writes there.
         let by_a = self.owes_under(target, source, Protocol::A) || self.owes_under(source, target, Protocol::A);
         let theirs = self.nodes[&source].disks[&volume].identity();
+        let mine = self.nodes[&target].disks[&volume].identity();
         let began = self.apart.get(&(target, source, volume)).into_iter().flatten();
-        let tail = by_a && began.into_iter().all(|generation| theirs.has_been(*generation));
+        let tail = by_a && began.into_iter().all(|began| theirs.has_been(*began) || !mine.has_been(*began));
         // 8.4 decides a split brain by the disks' states, if one is Inconsistent.
         let by_disk = self.options.v84 && !self.nodes[&target].disks[&volume].identity().is_whole();
         let excused = self.forced || self.given_up.contains(&(target, volume)) || tail || by_disk;

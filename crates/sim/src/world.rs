@@ -8,13 +8,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use engine::{Command, CommandId, Effect, Engine, Input, LinkError, Protocol, Status};
-use types::{IoId, LinkId, NodeId, Time, Uuid, VolumeNumber};
+use engine::{Command, CommandId, DigestId, Effect, Engine, Input, LinkError, Protocol, Status};
+use types::{IoId, LinkId, NodeId, PayloadId, Time, Uuid, VolumeNumber};
 use wire::Socket;
+use wire::digest::Digest;
 
 use crate::action::{Act, Action, Order};
 use crate::checker::Differences;
 use crate::disk::Stamp;
+use crate::exam::{Exam, Found, Watched};
 use crate::network::{EndState, Frame, Network};
 use crate::node::Node;
 use crate::protocols::File;
@@ -39,6 +41,13 @@ pub enum Event {
         life: u64,
         volume: VolumeNumber,
         io: IoId,
+    },
+    Digested {
+        node: NodeId,
+        life: u64,
+        id: DigestId,
+        payload: PayloadId,
+        value: Digest,
     },
     Frame {
         link: LinkId,
@@ -105,7 +114,7 @@ impl Event {
     fn for_daemon(&self) -> Option<NodeId> {
         match self {
             Event::Tick { node, .. } | Event::DiskDone { node, .. } | Event::Script { node, .. } => Some(*node),
-            Event::Reissue { node, .. } => Some(*node),
+            Event::Reissue { node, .. } | Event::Digested { node, .. } => Some(*node),
             Event::LinkUp { node, .. } | Event::LinkDown { node, .. } | Event::Frame { to: node, .. } => Some(*node),
             _ => None,
         }
@@ -134,6 +143,8 @@ pub struct Stats {
     pub resyncs: u64,
     pub split_brains: u64,
     pub forced_at_end: u64,
+    /// Blocks that rotted and that a verify found.
+    pub rotten_found: u64,
     pub commands: BTreeMap<&'static str, (u64, u64)>,
 }
 
@@ -184,6 +195,11 @@ pub struct World {
     /// Every action so far.
     pub acts: Vec<Act>,
     pub complaint: Option<Complaint>,
+    /// Verifies under way, by who drives them and with whom.
+    pub verifies: BTreeMap<(NodeId, NodeId, VolumeNumber), Watched>,
+    /// What the last verify found.
+    pub found: Option<Found>,
+    pub exam: Exam,
     pub stats: Stats,
     pub reached: Reached,
     pub file: File,
@@ -251,6 +267,9 @@ impl World {
             is_replay: false,
             acts: Vec::new(),
             complaint: None,
+            verifies: BTreeMap::new(),
+            found: None,
+            exam: Exam::NotBegun,
             stats: Stats::default(),
             reached: Reached::default(),
             trace: trace.then(Vec::new),
@@ -352,6 +371,7 @@ impl World {
         match event {
             Event::Tick { node, life } => self.tick(node, life),
             Event::DiskDone { node, life, volume, io } => self.disk_done(node, life, volume, io),
+            Event::Digested { node, life, id, payload, value } => self.digested(node, life, id, payload, value),
             Event::Frame { link, to, socket, frame } => self.frame_arrives(link, to, socket, frame),
             Event::LinkUp { link, node } => self.link_up(link, node),
             Event::LinkDown { link, node, error } => self.link_down(link, node, error),

@@ -22,6 +22,9 @@ use crate::op;
 /// Smallest unit for a regular file that takes buffered I/O. Bytes; the unit of the block layer.
 const FILE_BLOCK_BYTES: u32 = 512;
 
+/// File systems in memory, from linux/magic.h.
+const MEMORY_FILE_SYSTEMS: [i64; 2] = [libc::TMPFS_MAGIC, 0x8584_58f6];
+
 /// How to open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OpenOptions {
@@ -92,6 +95,7 @@ pub struct Backing {
     geometry: Geometry,
     read_only: bool,
     direct: bool,
+    in_memory: bool,
     /// Learned from refusals: saves one failing system call per operation on disks that cannot.
     pub(crate) punch_hole: AtomicBool,
     pub(crate) zero_range: AtomicBool,
@@ -111,9 +115,10 @@ impl Backing {
             Kind::BlockDevice => device_geometry(&file).map_err(inspect)?,
             Kind::RegularFile => file_geometry(&file, &mut direct).map_err(inspect)?,
         };
+        let in_memory = kind == Kind::RegularFile && is_in_memory(&file).map_err(inspect)?;
         let (punch_hole, zero_range) = (AtomicBool::new(true), AtomicBool::new(true));
         let read_only = options.read_only;
-        Ok(Backing { file, path, kind, geometry, read_only, direct, punch_hole, zero_range })
+        Ok(Backing { file, path, kind, geometry, read_only, direct, in_memory, punch_hole, zero_range })
     }
 
     pub fn geometry(&self) -> &Geometry {
@@ -130,6 +135,10 @@ impl Backing {
     }
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+    /// A file of tmpfs or ramfs: nothing waits for a disk.
+    pub fn is_in_memory(&self) -> bool {
+        self.in_memory
     }
     /// The page cache is bypassed. `false` also where it was asked for but the file system cannot.
     pub fn is_direct(&self) -> bool {
@@ -227,6 +236,10 @@ fn lock(file: &File, path: &Arc<Path>, shared: bool) -> Result<(), StoreError> {
     let owner = file.metadata().ok().and_then(|m| device::lock_owner(DeviceNumber::from_raw(m.dev()), m.ino()));
     let detail = owner.unwrap_or_else(|| "another process has locked it".to_owned());
     Err(StoreError::refused(StoreErrorKind::InUse, Operation::Lock, None, path, detail))
+}
+
+fn is_in_memory(file: &File) -> io::Result<bool> {
+    Ok(MEMORY_FILE_SYSTEMS.contains(&rustix::fs::fstatfs(file)?.f_type))
 }
 
 /// Works for both kinds: the end of a block device is its size.

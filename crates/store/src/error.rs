@@ -96,6 +96,12 @@ impl StoreError {
         StoreError { kind, operation, range, path: path.clone(), detail: String::new(), source: Some(source) }
     }
 
+    /// The way was refused, not the bytes: with another kind of buffer the same may work.
+    pub fn is_about_the_buffer(&self) -> bool {
+        let code = self.source.as_ref().and_then(io::Error::raw_os_error);
+        matches!(code, Some(libc::EINVAL | libc::EFAULT | libc::EOPNOTSUPP | libc::ENOSYS))
+    }
+
     /// What the engine and the frontends are told.
     pub fn io_error(&self) -> IoError {
         match self.kind {

@@ -21,5 +21,5 @@ pub mod uring;
 pub use backing::{Backing, Geometry, Kind, OpenOptions};
 pub use buffers::{BufferPool, Span};
 pub use error::{Operation, StoreError, StoreErrorKind};
-pub use op::StoreOp;
+pub use op::{Place, RegisteredSpan, StoreOp};
 pub use uring::{Completion, Running};

@@ -9,6 +9,55 @@ use crate::backing::Geometry;
 use crate::buffers::Span;
 use crate::error::{Operation, StoreError, StoreErrorKind};
 
+/// Where a read puts its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    Memory(Span),
+    Registered(RegisteredSpan),
+}
+
+/// Bytes of a fixed buffer of the ring: pages that only the kernel sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RegisteredSpan {
+    /// Place in the ring's table.
+    pub buffer: u16,
+    /// From the buffer's start, bytes.
+    pub offset: usize,
+    /// Bytes.
+    pub len: usize,
+}
+
+impl Place {
+    pub const fn len(self) -> usize {
+        match self {
+            Place::Memory(span) => span.len(),
+            Place::Registered(span) => span.len,
+        }
+    }
+
+    pub const fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// Without the first `done` bytes (asserted to be there).
+    #[must_use]
+    pub fn advanced(self, done: usize) -> Place {
+        match self {
+            Place::Memory(span) => Place::Memory(span.advanced(done)),
+            Place::Registered(RegisteredSpan { buffer, offset, len }) => {
+                assert!(done <= len, "advance by {done} in {len} registered bytes");
+                Place::Registered(RegisteredSpan { buffer, offset: offset + done, len: len - done })
+            }
+        }
+    }
+}
+
+impl From<Span> for Place {
+    fn from(span: Span) -> Place {
+        Place::Memory(span)
+    }
+}
+
 /// One operation, or what is left of it after a part was done.
 ///
 /// `Read` and `Write` point into memory that the caller keeps alive, and unaliased, until the completion.
@@ -16,7 +65,7 @@ use crate::error::{Operation, StoreError, StoreErrorKind};
 pub enum StoreOp {
     Read {
         range: ByteRange,
-        into: Span,
+        into: Place,
     },
     /// `fua`: durable on completion.
     Write {
@@ -68,7 +117,7 @@ impl StoreOp {
     pub fn from_block(op: BlockOp, range: ByteRange, span: Option<Span>) -> StoreOp {
         let payload = || span.expect("a read or write request without a payload");
         match op {
-            BlockOp::Read => StoreOp::Read { range, into: payload() },
+            BlockOp::Read => StoreOp::Read { range, into: payload().into() },
             BlockOp::Write { fua } => StoreOp::Write { range, from: payload(), fua },
             BlockOp::Flush => StoreOp::Flush,
             BlockOp::Discard => StoreOp::Discard { range },

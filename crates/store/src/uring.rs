@@ -8,19 +8,24 @@
 //! Ways, best first: unmap (PUNCH_HOLE, which on a block device also means "and read zeroes"), ZERO_RANGE, writing
 //! zeroes. A refused way is remembered in the [`Backing`].
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
+use std::slice;
 
 use io_uring::{opcode, squeue, types as ring};
+use rustix::io::ReadWriteFlags;
 use types::ByteRange;
 
 use crate::backing::Backing;
 use crate::error::{StoreError, StoreErrorKind};
-use crate::op::StoreOp;
+use crate::op::{Place, StoreOp};
 
 /// Retries without progress before an operation fails. A signal or a full queue passes; a disk that says "try again"
 /// a hundred times does not work.
 const RETRIES_MAX: u8 = 100;
+
+/// What is longer is the worker's, while our thread sends the same bytes to the peers.
+const AT_ONCE_BYTES_MAX: u64 = 16 << 10;
 
 /// Source of zeroes where neither unmapping nor ZERO_RANGE works. Bytes; larger means fewer rounds and a larger binary.
 const ZEROES_BYTES: usize = 64 << 10;
@@ -64,8 +69,13 @@ pub enum Completion {
 /// Checks the operation against the disk and decides how to do it. The error is final: nothing was submitted.
 pub fn start(backing: &Backing, op: StoreOp) -> Result<Running, StoreError> {
     backing.check(op.operation(), op.range())?;
-    if let StoreOp::Read { range, into: span } | StoreOp::Write { range, from: span, .. } = op {
-        assert_eq!(range.len(), span.len() as u64, "{op:?}: range and buffer differ");
+    let transfer = match op {
+        StoreOp::Read { range, into } => Some((range, into.len())),
+        StoreOp::Write { range, from, .. } => Some((range, from.len())),
+        StoreOp::Flush | StoreOp::Discard { .. } | StoreOp::WriteZeroes { .. } => None,
+    };
+    if let Some((range, len)) = transfer {
+        assert_eq!(range.len(), len as u64, "{op:?}: range and buffer differ");
     }
     let step = match op {
         StoreOp::Read { .. } | StoreOp::Write { .. } => Step::Transfer,
@@ -77,6 +87,50 @@ pub fn start(backing: &Backing, op: StoreOp) -> Result<Running, StoreError> {
     Ok(Running { op, step, retries: 0 })
 }
 
+/// Carries out a small operation on a file in memory. io_uring gives it to a worker thread, since such files know no
+/// NOWAIT: waking that one takes longer than the copy. `None`: it is the ring's.
+///
+/// # Safety
+/// As for pushing an entry, until this returns.
+pub unsafe fn at_once(backing: &Backing, mut running: Running) -> Option<Result<(), StoreError>> {
+    let small = running.op.range().is_none_or(|range| range.len() <= AT_ONCE_BYTES_MAX);
+    if !backing.is_in_memory() || !small {
+        return None;
+    }
+    loop {
+        // SAFETY: the caller's promise.
+        let result = unsafe { call(backing, &running)? };
+        match interpret(backing, &running, result) {
+            Completion::Done => return Some(Ok(())),
+            Completion::Again(next) => running = next,
+            Completion::Failed(error) => return Some(Err(error)),
+        }
+    }
+}
+
+/// The step as a system call, with its result as the ring would have it. `None`: the ring does more.
+///
+/// # Safety
+/// As for [`at_once`].
+unsafe fn call(backing: &Backing, running: &Running) -> Option<i32> {
+    let start = running.op.range().unwrap_or_default().start();
+    let moved = match (running.step, running.op) {
+        (Step::Transfer, StoreOp::Read { into: Place::Memory(into), .. }) => {
+            // SAFETY: the caller's promise.
+            rustix::io::pread(backing, unsafe { slice::from_raw_parts_mut(into.as_ptr(), into.len()) }, start)
+        }
+        (Step::Transfer, StoreOp::Write { from, fua, .. }) => {
+            // SAFETY: the caller's promise.
+            let piece = IoSlice::new(unsafe { slice::from_raw_parts(from.as_ptr(), from.len()) });
+            let flags = if fua { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+            rustix::io::pwritev2(backing, &[piece], start, flags)
+        }
+        (Step::Sync, _) => rustix::fs::fdatasync(backing).map(|()| 0),
+        _ => return None,
+    };
+    Some(moved.map_or_else(|error| error.raw_os_error().wrapping_neg(), |bytes| bytes as i32))
+}
+
 /// The entry for the next step, without `user_data`.
 ///
 /// Building it is safe; pushing it hands the operation's memory to the kernel until its completion.
@@ -84,8 +138,13 @@ pub fn prepare(backing: &Backing, running: &Running) -> squeue::Entry {
     let fd = ring::Fd(backing.as_raw_fd());
     let range = running.op.range().unwrap_or_default();
     match (running.step, running.op) {
-        (Step::Transfer, StoreOp::Read { into, .. }) => {
+        (Step::Transfer, StoreOp::Read { into: Place::Memory(into), .. }) => {
             opcode::Read::new(fd, into.as_ptr(), transfer_len(into.len())).offset(range.start()).build()
+        }
+        (Step::Transfer, StoreOp::Read { into: Place::Registered(into), .. }) => {
+            // Addresses in a buffer of the kernel's count from its start.
+            let address = std::ptr::without_provenance_mut(into.offset);
+            opcode::ReadFixed::new(fd, address, transfer_len(into.len), into.buffer).offset(range.start()).build()
         }
         (Step::Transfer, StoreOp::Write { from, fua, .. }) => {
             opcode::Write::new(fd, from.as_ptr(), transfer_len(from.len()))
@@ -229,7 +288,7 @@ mod tests {
     fn a_short_read_continues_where_it_stopped() {
         let (_file, backing) = backing();
         let mut memory = [0u8; 4096];
-        let into = Span::of(&mut memory);
+        let into = Place::from(Span::of(&mut memory));
         let op = StoreOp::Read { range: ByteRange::new(8192, 4096).unwrap(), into };
         let first = start(&backing, op).unwrap();
         let next = again(interpret(&backing, &first, 1000));
@@ -237,6 +296,41 @@ mod tests {
         assert!(matches!(interpret(&backing, &next, 3096), Completion::Done));
         let Completion::Failed(end) = interpret(&backing, &next, 0) else { panic!("end of file must fail") };
         assert_eq!(end.kind, StoreErrorKind::Io);
+    }
+
+    #[test]
+    fn a_file_in_memory_is_written_and_read_at_once() {
+        let memory = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&memory, 1 << 20).unwrap();
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        let backing = Backing::open(path, OpenOptions { direct: false, ..OpenOptions::SERVE }).unwrap();
+        let range = ByteRange::new(8192, 4096).unwrap();
+        let (mut from, mut into) = ([7u8; 4096], [0u8; 4096]);
+        let ops = [
+            StoreOp::Write { range, from: Span::of(&mut from), fua: true },
+            StoreOp::Flush,
+            StoreOp::Read { range, into: Span::of(&mut into).into() },
+        ];
+        for op in ops {
+            let running = start(&backing, op).unwrap();
+            // SAFETY: both buffers live and nobody else uses them.
+            assert!(matches!(unsafe { at_once(&backing, running) }, Some(Ok(()))), "{op:?}");
+        }
+        assert_eq!(into, from);
+        // It has shrunk below our feet: as the ring would say.
+        rustix::fs::ftruncate(&memory, 0).unwrap();
+        let running = start(&backing, ops[2]).unwrap();
+        // SAFETY: as above.
+        assert!(matches!(unsafe { at_once(&backing, running) }, Some(Err(_))));
+    }
+
+    #[test]
+    fn what_may_wait_is_the_rings() {
+        let (_file, backing) = backing();
+        let running = start(&backing, StoreOp::Flush).unwrap();
+        // SAFETY: a flush has no memory.
+        let done = unsafe { at_once(&backing, running) };
+        assert_eq!(done.is_some(), backing.is_in_memory());
     }
 
     #[test]

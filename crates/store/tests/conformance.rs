@@ -110,11 +110,11 @@ impl RingDisk {
         match op {
             Op::Read(sector, count) => {
                 let (into, payload) = buffer(&vec![0xee; (count * SECTOR) as usize]);
-                (StoreOp::Read { range: sectors(*sector, *count), into }, payload)
+                (StoreOp::Read { range: sectors(*sector, *count), into: into.into() }, payload)
             }
             Op::ReadBytes(start, len) => {
                 let (into, payload) = buffer(&vec![0xee; *len as usize]);
-                (StoreOp::Read { range: range(*start, *len), into }, payload)
+                (StoreOp::Read { range: range(*start, *len), into: into.into() }, payload)
             }
             Op::Write { sector, stamps, fua } => {
                 let (from, payload) = buffer(&bytes_of(stamps));

@@ -46,6 +46,9 @@ struct Args {
     /// Copy through the driver's buffers, even where user copy exists
     #[arg(long)]
     plain_copy: bool,
+    /// Let the backing device read into and write from the application's pages, where the kernel can
+    #[arg(long, requires = "backing", conflicts_with = "plain_copy")]
+    zero_copy: bool,
     /// Resize to this many MiB on SIGUSR1
     #[arg(long)]
     grow_mib: Option<u64>,
@@ -81,9 +84,11 @@ fn serve(args: &Args) -> Result<(), Error> {
         size_bytes: backing.size()?,
         limits: BlockLimits { logical_block_bytes: args.block, discard: !args.no_discard, ..BlockLimits::default() },
         mode: args.plain_copy.then_some(DataMode::Copy),
+        register_buffers: args.zero_copy,
         recovery: args.recovery,
     })?;
-    let queue = device.queue(COMMAND)?;
+    // The ring's table has one place for each tag.
+    let queue = device.queue(COMMAND, args.zero_copy.then_some(0))?;
     Disk::new(device, queue, backing, signals, args.grow_mib)?.run()
 }
 
@@ -164,12 +169,14 @@ impl Disk {
         let pages_per_tag = BlockLimits::default().io_bytes_max as usize / 4096;
         let needs_buffers = queue.mode() == DataMode::UserCopy && matches!(backing, Backing::File(_));
         let pages = if needs_buffers { pages_per_tag * depth as usize } else { 0 };
+        // Each tag has one entry in flight; signals and events one each.
+        let ring =
+            IoUring::builder().setup_single_issuer().setup_coop_taskrun().build((depth + 2).next_power_of_two())?;
+        if device.registers_buffers() {
+            ring.submitter().register_buffers_sparse(depth)?;
+        }
         Ok(Disk {
-            // Each tag has one entry in flight; signals and events one each.
-            ring: IoUring::builder()
-                .setup_single_issuer()
-                .setup_coop_taskrun()
-                .build((depth + 2).next_power_of_two())?,
+            ring,
             backlog: VecDeque::new(),
             completions: Vec::new(),
             device: Some(device),
@@ -240,13 +247,18 @@ impl Disk {
     }
 
     fn begin(&mut self, request: Request) {
-        let user_copy = self.queue.as_ref().expect("serving").mode() == DataMode::UserCopy;
+        let copies = self.copies(request);
         let step = match request.op {
-            BlockOp::Write { .. } if user_copy => Step::Take,
+            BlockOp::Write { .. } if copies => Step::Take,
             BlockOp::Flush => Step::Sync,
             _ => Step::Backing,
         };
         self.enter(Job { request, step, done: 0 });
+    }
+
+    /// The payload goes through a buffer of ours, by copies of ours.
+    fn copies(&self, request: Request) -> bool {
+        request.registered.is_none() && self.queue.as_ref().expect("serving").mode() == DataMode::UserCopy
     }
 
     /// Starts a step. In memory there is nothing to wait for but the application's bytes.
@@ -288,10 +300,10 @@ impl Disk {
 
     /// The step is done: on to the next, or finish.
     fn advance(&mut self, job: Job) {
-        let user_copy = self.queue.as_ref().expect("serving").mode() == DataMode::UserCopy;
+        let copies = self.copies(job.request);
         let next = match (job.step, job.request.op) {
             (Step::Take, _) => Some(Step::Backing),
-            (Step::Backing, BlockOp::Read) if user_copy => Some(Step::Give),
+            (Step::Backing, BlockOp::Read) if copies => Some(Step::Give),
             (Step::Backing, BlockOp::Write { fua: true } | BlockOp::WriteZeroes { fua: true, .. }) => Some(Step::Sync),
             _ => None,
         };
@@ -307,7 +319,7 @@ impl Disk {
     }
 
     fn entry(&mut self, job: Job) -> squeue::Entry {
-        let Request { tag, op, range } = job.request;
+        let Request { tag, op, range, registered } = job.request;
         let left = job.request.payload_bytes() - job.done;
         let buffer = self.buffer(job.request).wrapping_add(job.done as usize);
         let queue = self.queue.as_ref().expect("serving");
@@ -324,7 +336,15 @@ impl Disk {
             return opcode::Fsync::new(fd).flags(ring::FsyncFlags::DATASYNC).build();
         }
         let offset = range.start() + u64::from(job.done);
+        // In a registered buffer addresses count from its start.
+        let position = job.done as usize as *mut u8;
         match op {
+            BlockOp::Read if let Some(place) = registered => {
+                opcode::ReadFixed::new(fd, position, left, place).offset(offset).build()
+            }
+            BlockOp::Write { .. } if let Some(place) = registered => {
+                opcode::WriteFixed::new(fd, position, left, place).offset(offset).build()
+            }
             BlockOp::Read => opcode::Read::new(fd, buffer, left).offset(offset).build(),
             BlockOp::Write { .. } => opcode::Write::new(fd, buffer, left).offset(offset).build(),
             BlockOp::Discard | BlockOp::WriteZeroes { may_unmap: true, .. } => {
@@ -408,7 +428,10 @@ impl Disk {
         let device = self.device.as_ref().expect("there until removal");
         while let Some(event) = device.next_event() {
             match event {
-                DeviceEvent::Started(Ok(())) => println!("ready {} {:?}", device.path().display(), device.mode()),
+                DeviceEvent::Started(Ok(())) => {
+                    let registered = if device.registers_buffers() { " registered buffers" } else { "" };
+                    println!("ready {} {:?}{registered}", device.path().display(), device.mode());
+                }
                 DeviceEvent::Started(Err(e)) => {
                     self.failed = Some(e);
                     device.stop()?;

@@ -38,9 +38,10 @@ impl Disk {
             size_bytes: SIZE_BYTES,
             limits: BlockLimits::default(),
             mode: Some(DataMode::UserCopy),
+            register_buffers: false,
             recovery: false,
         })?;
-        let queue = device.queue(COMMAND | (at as u64) << DEVICE_SHIFT)?;
+        let queue = device.queue(COMMAND | (at as u64) << DEVICE_SHIFT, None)?;
         let requests = vec![None; usize::from(DEPTH)];
         Ok(Disk { device, queue, bytes: vec![0; SIZE_BYTES as usize], requests, started: false, stopped: false })
     }

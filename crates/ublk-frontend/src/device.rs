@@ -37,6 +37,9 @@ pub struct DeviceOptions {
     pub limits: BlockLimits,
     /// None: the best that the kernel has.
     pub mode: Option<DataMode>,
+    /// With user copy, and where the kernel can (6.16): each request's pages also become a fixed buffer of the ring, for
+    /// disks to read into and to write from.
+    pub register_buffers: bool,
     /// When this process dies the device stays, requests wait, those in flight are issued again to the next server.
     /// Off: they fail and the device goes.
     pub recovery: bool,
@@ -114,9 +117,21 @@ impl Device {
         self.mode
     }
 
+    /// The kernel registers the pages of requests. A device that another server made may do so unasked.
+    pub fn registers_buffers(&self) -> bool {
+        self.dev.dev_info.flags & u64::from(sys::UBLK_F_AUTO_BUF_REG) != 0
+    }
+
     /// The device's queue; one at a time. Completions of its commands will carry `user_data | tag`.
-    pub fn queue(&self, user_data: u64) -> Result<Queue, UblkError> {
-        Queue::new(self.dev.clone(), self.size_bytes, self.mode, user_data)
+    ///
+    /// `first_buffer`: the first of as many empty places as the queue is deep in the ring's table of fixed buffers, for
+    /// this queue alone. `None`, or no such places: requests come without registered pages.
+    pub fn queue(&self, user_data: u64, first_buffer: Option<u16>) -> Result<Queue, UblkError> {
+        Queue::new(self.dev.clone(), self.size_bytes, self.mode, user_data, first_buffer)
+    }
+
+    pub fn queue_depth(&self) -> u16 {
+        self.dev.dev_info.queue_depth
     }
 
     /// Makes `/dev/ublkbN` appear; `Started` follows. The queue must have been started and be served: the kernel waits
@@ -285,12 +300,15 @@ fn choose_mode(wanted: Option<DataMode>) -> Result<DataMode, UblkError> {
     }
 }
 
-fn flags(mode: DataMode, recovery: bool) -> u64 {
+fn flags(mode: DataMode, options: &DeviceOptions) -> u64 {
     let mut flags = sys::UBLK_F_CMD_IOCTL_ENCODE;
     if mode == DataMode::UserCopy {
         flags |= sys::UBLK_F_USER_COPY;
+        if options.register_buffers {
+            flags |= sys::UBLK_F_AUTO_BUF_REG & features() as u32;
+        }
     }
-    if recovery {
+    if options.recovery {
         flags |= sys::UBLK_F_USER_RECOVERY | sys::UBLK_F_USER_RECOVERY_REISSUE;
     }
     // The kernel drops what it doesn't know; whether it took, the device's own flags say.
@@ -311,7 +329,7 @@ fn add(options: &DeviceOptions, mode: DataMode) -> Result<UblkCtrl, libublk::Ubl
         max_io_buf_bytes: options.limits.io_bytes_max,
         dev_id: wanted,
         ublksrv_pid: std::process::id() as i32,
-        flags: flags(mode, options.recovery),
+        flags: flags(mode, options),
         ..Default::default()
     };
     let command = sys::ublksrv_ctrl_cmd {
@@ -440,6 +458,7 @@ mod tests {
             size_bytes: 1 << 20,
             limits: BlockLimits::default(),
             mode: None,
+            register_buffers: false,
             recovery: false,
         };
         let error = Device::create(&options).err().expect("no driver");
@@ -463,6 +482,7 @@ mod tests {
             size_bytes: 512,
             limits,
             mode: None,
+            register_buffers: false,
             recovery: false,
         };
         assert!(matches!(Device::create(&options), Err(UblkError::Option { option: "queue depth", .. })));

@@ -8,6 +8,8 @@
 //! - Life of a tag: `Fetching` (the kernel holds a command, waiting for a request) -> `Serving` (a request is ours) ->
 //!   `finish` -> `Fetching` … Both end in `Down`: an idle tag at once when the device stops, a serving one at the fetch
 //!   that follows its `finish`. Every request is finished exactly once (asserted).
+//! - Registered buffers (`DeviceOptions::register_buffers`): while a tag is served, the application's pages are a fixed
+//!   buffer of the ring, at the place that its request names. Entries on them are through before `finish`.
 //! - Liveness: a stop completes only while the loop goes on serving: what is in flight must be finished.
 
 use crate::error::UblkError;
@@ -46,6 +48,9 @@ pub struct Queue {
     device: RawFd,
     size_bytes: u64,
     mode: DataMode,
+    /// Place of tag 0 in the ring's table of fixed buffers; tag n has the n-th after it. `None`: no place, so that nothing
+    /// is registered. Outer `None`: the device does not register at all.
+    registers: Option<Option<u16>>,
     descriptors: Mapping,
     /// One per tag, `io_bytes_max` each; empty in `UserCopy`.
     buffers: Option<Mapping>,
@@ -57,10 +62,19 @@ pub struct Queue {
 }
 
 const QUEUE_ID: u16 = 0;
+/// No table is so long: the kernel finds no place, and says so with the request.
+const NO_PLACE: u16 = u16::MAX;
 
 impl Queue {
     /// `user_data`: the completions of this queue's commands carry `user_data | tag`; its low 16 bits must be zero.
-    pub(crate) fn new(dev: Arc<UblkDev>, size_bytes: u64, mode: DataMode, user_data: u64) -> Result<Queue, UblkError> {
+    /// `first_buffer`: see `Device::queue`.
+    pub(crate) fn new(
+        dev: Arc<UblkDev>,
+        size_bytes: u64,
+        mode: DataMode,
+        user_data: u64,
+        first_buffer: Option<u16>,
+    ) -> Result<Queue, UblkError> {
         assert!(user_data & 0xffff == 0, "user data {user_data:#x}: the low 16 bits are the tag's");
         let info = dev.dev_info;
         let id = info.dev_id;
@@ -75,7 +89,20 @@ impl Queue {
             DataMode::Copy => Some(Mapping::anonymous(buffer_bytes * usize::from(depth)).map_err(map_error)?),
         };
         let tags = vec![Tag::Idle; usize::from(depth)];
-        Ok(Queue { id, device, size_bytes, mode, descriptors, buffers, buffer_bytes, tags, user_data, _keep_open: dev })
+        let registers = (info.flags & u64::from(sys::UBLK_F_AUTO_BUF_REG) != 0).then_some(first_buffer);
+        Ok(Queue {
+            id,
+            device,
+            size_bytes,
+            mode,
+            registers,
+            descriptors,
+            buffers,
+            buffer_bytes,
+            tags,
+            user_data,
+            _keep_open: dev,
+        })
     }
 
     /// Pushes the first fetch command of every tag. Once; from the thread that will serve the queue.
@@ -105,7 +132,8 @@ impl Queue {
             let source = io::Error::from_raw_os_error(result.abs());
             return Err(UblkError::Fetch { id: self.id, tag, source });
         }
-        match Request::decode(tag, self.descriptor(tag), self.size_bytes) {
+        let place = self.place(tag);
+        match Request::decode(tag, self.descriptor(tag), self.size_bytes, place) {
             Ok(request) => {
                 self.tags[usize::from(tag)] = Tag::Serving(request);
                 Ok(Some(request))
@@ -204,12 +232,19 @@ impl Queue {
         };
         let command_bytes = encode(sys::ublksrv_io_cmd { q_id: QUEUE_ID, tag, result, addr });
         self.tags[usize::from(tag)] = Tag::Fetching;
-        push(
-            opcode::UringCmd16::new(ring::Fd(self.device), command)
-                .cmd(command_bytes)
-                .build()
-                .user_data(self.user_data | u64::from(tag)),
-        );
+        let entry = opcode::UringCmd16::new(ring::Fd(self.device), command)
+            .cmd(command_bytes)
+            .build()
+            .user_data(self.user_data | u64::from(tag));
+        push(match self.registers {
+            Some(_) => registering_at(entry, self.place(tag).unwrap_or(NO_PLACE)),
+            None => entry,
+        });
+    }
+
+    /// Where the pages of this tag's next request go.
+    fn place(&self, tag: u16) -> Option<u16> {
+        self.registers.flatten().map(|first| first + tag)
     }
 
     fn descriptor(&self, tag: u16) -> Descriptor {
@@ -239,6 +274,20 @@ fn encode(command: sys::ublksrv_io_cmd) -> [u8; 16] {
     bytes[8..16].copy_from_slice(&command.addr.to_ne_bytes());
     bytes
 }
+
+/// The same command, by which the kernel also puts the pages of the next request into the ring's table of fixed buffers, at
+/// `place`; where that fails it says so with the request. This is what `struct ublk_auto_buf_reg` is for: it travels in
+/// the entry's address, for which io-uring has no setter.
+fn registering_at(mut entry: squeue::Entry, place: u16) -> squeue::Entry {
+    let wanted = u64::from(place) | u64::from(sys::UBLK_AUTO_BUF_REG_FALLBACK) << 16;
+    const { assert!(size_of::<squeue::Entry>() == 64, "the kernel's struct io_uring_sqe") };
+    // SAFETY: an entry is those 64 bytes, plain integers; `ADDRESS` and the 8 bytes behind it are inside.
+    unsafe { std::ptr::from_mut(&mut entry).cast::<u8>().add(ADDRESS).cast::<u64>().write_unaligned(wanted) };
+    entry
+}
+
+/// Offset of `addr` in `struct io_uring_sqe`.
+const ADDRESS: usize = 16;
 
 /// Pages that are ours until dropped.
 struct Mapping {
@@ -297,6 +346,22 @@ mod tests {
         // SAFETY: plain integers without padding: 2 + 2 + 4 + 8 bytes.
         let theirs: [u8; 16] = unsafe { std::mem::transmute(command) };
         assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn the_place_travels_where_other_entries_have_their_address() {
+        fn address(entry: &squeue::Entry) -> u64 {
+            // SAFETY: an entry is 64 bytes of plain integers.
+            let bytes: &[u8; 64] = unsafe { &*std::ptr::from_ref(entry).cast() };
+            u64::from_ne_bytes(bytes[ADDRESS..ADDRESS + 8].try_into().unwrap())
+        }
+        let mut byte = 0u8;
+        let read = opcode::Read::new(ring::Fd(0), &raw mut byte, 1).build();
+        assert_eq!(address(&read), &raw mut byte as u64);
+        let command = opcode::UringCmd16::new(ring::Fd(0), 7).build();
+        assert_eq!(address(&command), 0);
+        // As the kernel reads it: u16 place, u8 flags, five bytes of zeroes.
+        assert_eq!(address(&registering_at(command, 0x0123)).to_le_bytes(), [0x23, 0x01, 1, 0, 0, 0, 0, 0]);
     }
 
     #[test]

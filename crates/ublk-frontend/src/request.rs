@@ -12,6 +12,8 @@ pub struct Request {
     pub op: BlockOp,
     /// Inside the device; empty for a flush.
     pub range: ByteRange,
+    /// Where the application's pages stand in the ring's table of fixed buffers, until the request is finished.
+    pub registered: Option<u16>,
 }
 
 /// Fields of the kernel's descriptor that we use, copied out of the shared memory once: what is checked is what is used.
@@ -25,14 +27,21 @@ pub(crate) struct Descriptor {
 
 impl Request {
     /// Errors are answers for the application: `Unsupported` for an operation we do not offer, `Invalid` for a range
-    /// outside `size_bytes`.
-    pub(crate) fn decode(tag: u16, descriptor: Descriptor, size_bytes: u64) -> Result<Request, IoError> {
+    /// outside `size_bytes`. `place`: where the kernel was asked to register the pages.
+    pub(crate) fn decode(
+        tag: u16,
+        descriptor: Descriptor,
+        size_bytes: u64,
+        place: Option<u16>,
+    ) -> Result<Request, IoError> {
         let fua = descriptor.op_flags & sys::UBLK_IO_F_FUA != 0;
         let op = match descriptor.op_flags & 0xff {
             sys::UBLK_IO_OP_READ => BlockOp::Read,
             sys::UBLK_IO_OP_WRITE => BlockOp::Write { fua },
             // The kernel fills in a range here too; it means nothing.
-            sys::UBLK_IO_OP_FLUSH => return Ok(Request { tag, op: BlockOp::Flush, range: ByteRange::default() }),
+            sys::UBLK_IO_OP_FLUSH => {
+                return Ok(Request { tag, op: BlockOp::Flush, range: ByteRange::default(), registered: None });
+            }
             sys::UBLK_IO_OP_DISCARD => BlockOp::Discard,
             sys::UBLK_IO_OP_WRITE_ZEROES => {
                 let may_unmap = descriptor.op_flags & sys::UBLK_IO_F_NOUNMAP == 0;
@@ -45,7 +54,9 @@ impl Request {
         if range.is_empty() || !range.is_within(size_bytes) {
             return Err(IoError::Invalid);
         }
-        Ok(Request { tag, op, range })
+        let failed = descriptor.op_flags & sys::UBLK_IO_F_NEED_REG_BUF != 0;
+        let registered = place.filter(|_| op.has_payload() && !failed);
+        Ok(Request { tag, op, range, registered })
     }
 
     /// Bytes that move between the application and us.
@@ -79,7 +90,7 @@ mod tests {
     const SIZE: u64 = 1 << 20;
 
     fn decode(op_flags: u32, start_sector: u64, sectors: u32) -> Result<Request, IoError> {
-        Request::decode(7, Descriptor { op_flags, sectors, start_sector }, SIZE)
+        Request::decode(7, Descriptor { op_flags, sectors, start_sector }, SIZE, Some(40))
     }
 
     fn op(op_flags: u32) -> BlockOp {
@@ -98,6 +109,17 @@ mod tests {
         assert_eq!(op(careful), BlockOp::WriteZeroes { may_unmap: false, fua: true });
         // Hints change nothing.
         assert_eq!(op(sys::UBLK_IO_OP_READ | sys::UBLK_IO_F_META | sys::UBLK_IO_F_SWAP), BlockOp::Read);
+    }
+
+    #[test]
+    fn pages_are_registered_if_there_are_some_and_the_kernel_could() {
+        let registered = |op_flags| decode(op_flags, 8, 8).unwrap().registered;
+        assert_eq!(registered(sys::UBLK_IO_OP_READ), Some(40));
+        assert_eq!(registered(sys::UBLK_IO_OP_WRITE), Some(40));
+        assert_eq!(registered(sys::UBLK_IO_OP_DISCARD), None);
+        assert_eq!(registered(sys::UBLK_IO_OP_READ | sys::UBLK_IO_F_NEED_REG_BUF), None);
+        let descriptor = Descriptor { op_flags: sys::UBLK_IO_OP_READ, sectors: 8, start_sector: 8 };
+        assert_eq!(Request::decode(7, descriptor, SIZE, None).unwrap().registered, None);
     }
 
     #[test]

@@ -23,6 +23,10 @@ const CODE_BYTES_MAX: usize = BITMAP_BYTES_MAX as usize - 1;
 /// The one encoding there is, in bits 0..=3 of the head byte.
 const ENCODING: u8 = 2;
 
+/// So many words are looked at one by one before the bitmap is asked where a run ends: asking costs about as much, and
+/// most runs are short where there are many.
+const WORDS_BEFORE_SKIP: u32 = 4;
+
 /// Bitmaps beyond this do not exist: 4 EiB at one bit for 4 KiB. Keeps every run inside the longest code word.
 const BITS_MAX: u64 = 1 << 50;
 
@@ -129,19 +133,30 @@ impl BitmapSender {
 
     /// The next packet; `None` when all have been given out. `word(i)` gives bits `64 * i ..` of the bitmap; those
     /// behind the last bit of the bitmap are not looked at. The bitmap must not change between the calls.
-    pub fn next_chunk(&mut self, mut word: impl FnMut(u64) -> u64) -> Option<BitmapChunk> {
+    pub fn next_chunk(&mut self, word: impl FnMut(u64) -> u64) -> Option<BitmapChunk> {
+        self.next_chunk_skipping(word, |from, _| from)
+    }
+
+    /// The same packets, for a bitmap that knows where it is all alike: `skip(from, is_set)` gives a word at or after
+    /// `from` (asserted), behind the end too, such that all bits of the words before it, from `from` on, are `is_set`.
+    pub fn next_chunk_skipping(
+        &mut self,
+        word: impl FnMut(u64) -> u64,
+        skip: impl FnMut(u64, bool) -> u64,
+    ) -> Option<BitmapChunk> {
+        let mut words = Words { bits: self.bits, word, skip };
         if self.position >= self.bits {
             let terminator = core::mem::take(&mut self.needs_terminator);
             return terminator.then(|| BitmapChunk::Plain(Vec::new()));
         }
         if self.use_rle
-            && let Some(chunk) = self.compressed(&mut word)
+            && let Some(chunk) = self.compressed(&mut words)
         {
             self.needs_terminator = false;
             return Some(chunk);
         }
         self.needs_terminator = true;
-        Some(self.plain(&mut word))
+        Some(self.plain(&mut words.word))
     }
 
     fn plain(&mut self, word: &mut impl FnMut(u64) -> u64) -> BitmapChunk {
@@ -156,13 +171,16 @@ impl BitmapSender {
     }
 
     /// `None`, and nothing is taken, where the code is not shorter than the bits it stands for.
-    fn compressed(&mut self, word: &mut impl FnMut(u64) -> u64) -> Option<BitmapChunk> {
-        let first_is_set = word(self.position / WORD_BITS) >> (self.position % WORD_BITS) & 1 == 1;
+    fn compressed(
+        &mut self,
+        words: &mut Words<impl FnMut(u64) -> u64, impl FnMut(u64, bool) -> u64>,
+    ) -> Option<BitmapChunk> {
+        let first_is_set = (words.word)(self.position / WORD_BITS) >> (self.position % WORD_BITS) & 1 == 1;
         let mut code = BitWriter::default();
         let mut position = self.position;
         let mut is_set = first_is_set;
         while position < self.bits {
-            let run_end = run_end(self.bits, position, is_set, word);
+            let run_end = words.run_end(position, is_set);
             if !code.push_run(run_end - position) {
                 break;
             }
@@ -181,6 +199,43 @@ impl BitmapSender {
     }
 }
 
+/// The bitmap as the sender sees it.
+struct Words<W, S> {
+    bits: u64,
+    word: W,
+    skip: S,
+}
+
+impl<W: FnMut(u64) -> u64, S: FnMut(u64, bool) -> u64> Words<W, S> {
+    /// First bit from `position` on that is not `is_set`, or `bits`.
+    fn run_end(&mut self, position: u64, is_set: bool) -> u64 {
+        let mut index = position / WORD_BITS;
+        let mut from = low_bits(position % WORD_BITS);
+        let mut alike = 0;
+        while index * WORD_BITS < self.bits {
+            let value = (self.word)(index);
+            let differs = if is_set { !value } else { value } & !from;
+            if differs != 0 {
+                return (index * WORD_BITS + u64::from(differs.trailing_zeros())).min(self.bits);
+            }
+            from = 0;
+            index += 1;
+            alike += 1;
+            if alike >= WORDS_BEFORE_SKIP {
+                index = self.skipped(index, is_set);
+            }
+        }
+        self.bits
+    }
+
+    /// Not behind the end of the bitmap, so that no multiple of it overflows.
+    fn skipped(&mut self, index: u64, is_set: bool) -> u64 {
+        let next = (self.skip)(index, is_set);
+        assert!(next >= index, "skipped from word {index} back to {next}");
+        next.min(self.bits.div_ceil(WORD_BITS).max(index))
+    }
+}
+
 /// Words of the plain chunk that starts at the word of `position`.
 fn plain_words(bits: u64, position: u64) -> u64 {
     (bits.div_ceil(WORD_BITS) - position / WORD_BITS).min(PLAIN_WORDS_MAX)
@@ -194,22 +249,6 @@ fn valid_bits(bits: u64, index: u64) -> u64 {
 /// `count` low bits set, all from 64 on.
 fn low_bits(count: u64) -> u64 {
     if count >= WORD_BITS { u64::MAX } else { (1 << count) - 1 }
-}
-
-/// First bit from `position` on that is not `is_set`, or `bits`.
-fn run_end(bits: u64, position: u64, is_set: bool, word: &mut impl FnMut(u64) -> u64) -> u64 {
-    let mut index = position / WORD_BITS;
-    let mut from = low_bits(position % WORD_BITS);
-    while index * WORD_BITS < bits {
-        let value = word(index);
-        let differs = if is_set { !value } else { value } & !from;
-        if differs != 0 {
-            return (index * WORD_BITS + u64::from(differs.trailing_zeros())).min(bits);
-        }
-        from = 0;
-        index += 1;
-    }
-    bits
 }
 
 /// Receives one bitmap. A peer that breaks a rule gets an error and the connection ends; what was merged until then
@@ -353,6 +392,62 @@ mod tests {
         core::iter::from_fn(|| sender.next_chunk(|index| words[index as usize])).collect()
     }
 
+    /// First word at or after `from` that is not all `is_set`.
+    fn exact_skip(words: &[u64], from: u64, is_set: bool) -> u64 {
+        let alike = if is_set { u64::MAX } else { 0 };
+        let rest = words.iter().skip(from as usize);
+        from + rest.take_while(|word| **word == alike).count() as u64
+    }
+
+    /// Not as far as it could: `doubt` words less, but never back.
+    fn send_skipping(bits: u64, words: &[u64], use_rle: bool, doubt: u64) -> Vec<BitmapChunk> {
+        let mut sender = BitmapSender::new(bits, use_rle);
+        let skip = |from, is_set| exact_skip(words, from, is_set).saturating_sub(doubt).max(from);
+        core::iter::from_fn(|| sender.next_chunk_skipping(|index| words[index as usize], skip)).collect()
+    }
+
+    /// The model: how packets are cut and coded, word by word and run by run, with nothing of the sender.
+    fn send_word_by_word(bits: u64, words: &[u64], use_rle: bool) -> Vec<BitmapChunk> {
+        let (mut chunks, mut position) = (vec![], 0);
+        while position < bits {
+            let code = if use_rle { code_word_by_word(bits, words, position) } else { None };
+            let (chunk, next) = code.unwrap_or_else(|| {
+                let first = (position / 64) as usize;
+                let last = words.len().min(first + 510);
+                let bytes = words[first..last].iter().flat_map(|word| word.to_le_bytes()).collect();
+                (BitmapChunk::Plain(bytes), (last as u64 * 64).min(bits))
+            });
+            chunks.push(chunk);
+            position = next;
+        }
+        if matches!(chunks.last(), None | Some(BitmapChunk::Plain(_))) {
+            chunks.push(BitmapChunk::Plain(vec![]));
+        }
+        chunks
+    }
+
+    /// One packet of code from `start` on and where it ends, if it is shorter than the bits.
+    fn code_word_by_word(bits: u64, words: &[u64], start: u64) -> Option<(BitmapChunk, u64)> {
+        let bit = |position: u64| words[(position / 64) as usize] >> (position % 64) & 1 == 1;
+        let (mut code, mut position) = (BitWriter::default(), start);
+        while position < bits {
+            let is_set = bit(position);
+            let mut end = position + 1;
+            while end < bits && (bit(end) == is_set) {
+                let whole = if is_set { u64::MAX } else { 0 };
+                let word_is_alike = end.is_multiple_of(64) && words[(end / 64) as usize] == whole;
+                end = if word_is_alike { (end + 64).min(bits) } else { end + 1 };
+            }
+            if !code.push_run(end - position) {
+                break;
+            }
+            position = end;
+        }
+        let head = ENCODING | code.pad_bits() << 4 | u8::from(bit(start)) << 7;
+        let shorter = (code.bytes.len() as u64) * 8 < position - start;
+        shorter.then(|| (BitmapChunk::Compressed([&[head], &code.bytes[..]].concat()), position))
+    }
+
     fn receive(bits: u64, chunks: &[BitmapChunk]) -> Result<Vec<u64>, DecodeError> {
         let mut words = vec![0; bits.div_ceil(64) as usize];
         let mut receiver = BitmapReceiver::new(bits);
@@ -408,6 +503,29 @@ mod tests {
             })
             .collect();
         assert_eq!(lengths, [510, 510, 180, 0]);
+    }
+
+    /// 100 TiB. The words that are looked at are those around the ends of runs.
+    #[test]
+    fn an_empty_bitmap_is_one_packet_and_its_words_are_not_visited() {
+        for is_set in [false, true] {
+            let bits = 100 << 28;
+            let mut sender = BitmapSender::new(bits, true);
+            let mut visited = 0;
+            let mut next = || {
+                let word = |_| {
+                    visited += 1;
+                    if is_set { u64::MAX } else { 0 }
+                };
+                sender.next_chunk_skipping(word, |from, asked| if asked == is_set { u64::MAX } else { from })
+            };
+            let mut code = BitWriter::default();
+            assert!(code.push_run(bits));
+            let head = ENCODING | code.pad_bits() << 4 | u8::from(is_set) << 7;
+            assert_eq!(next(), Some(BitmapChunk::Compressed([&[head], &code.bytes[..]].concat())));
+            assert_eq!(next(), None);
+            assert!(visited < 10, "{visited} words visited");
+        }
     }
 
     #[test]
@@ -521,6 +639,31 @@ mod tests {
         fn what_is_sent_is_received((bits, words) in bitmaps(), use_rle: bool) {
             let chunks = send(bits, &words, use_rle);
             prop_assert_eq!(receive(bits, &chunks), Ok(words));
+        }
+
+        #[test]
+        fn all_ways_to_send_give_the_same_bytes((bits, words) in bitmaps(), use_rle: bool, doubt in 0..9u64) {
+            let expected = send_word_by_word(bits, &words, use_rle);
+            prop_assert_eq!(&send(bits, &words, use_rle), &expected);
+            prop_assert_eq!(&send_skipping(bits, &words, use_rle, 0), &expected);
+            prop_assert_eq!(&send_skipping(bits, &words, use_rle, doubt), &expected);
+        }
+
+        #[test]
+        fn few_bits_far_apart_give_the_same_bytes(
+            bits in 1u64..1 << 22,
+            places in proptest::collection::vec((any::<u64>(), 1..200u64), 0..40),
+            inverted: bool,
+        ) {
+            let runs: Vec<_> = places.iter().map(|(at, len)| at % bits..=(at % bits + len - 1).min(bits - 1)).collect();
+            let mut words = words_of(bits, &runs);
+            if inverted {
+                words.iter_mut().for_each(|word| *word = !*word);
+                *words.last_mut().expect("never empty") &= valid_bits(bits, bits.div_ceil(64) - 1);
+            }
+            let expected = send_word_by_word(bits, &words, true);
+            prop_assert_eq!(&send_skipping(bits, &words, true, 0), &expected);
+            prop_assert_eq!(receive(bits, &expected), Ok(words));
         }
 
         #[test]

@@ -1,6 +1,7 @@
-//! Frames to messages and back: [`frame_parts`] judges a header, [`decode`] reads what stands before the bulk data,
-//! [`encode`] writes the same. The layouts are in the modules below, one for each family of packets; lengths, sockets
-//! and numbers come from the table in `packet`. Decoding never panics; encoding asserts what only a bug breaks.
+//! Frames to messages and back: [`JudgedFrame::judge`] judges a header, [`JudgedFrame::decode`] reads what stands before
+//! the bulk data, [`encode`] writes the same; [`frame_parts`] and [`decode()`] are for who does not keep the value between.
+//! The layouts are in the modules below, one for each family of packets; lengths, sockets and numbers come from the
+//! table in `packet`. Decoding never panics; encoding asserts what only a bug breaks.
 
 mod data;
 mod handshake;
@@ -55,6 +56,7 @@ impl Context {
     }
 
     /// The line of a packet in the table of the dialect.
+    #[inline]
     pub fn packet_info(&self, number: u16) -> Option<&'static PacketInfo> {
         if self.is_v84() { crate::v84::packet_info(number) } else { PacketInfo::of_number(number) }
     }
@@ -70,17 +72,74 @@ pub const DATA_HEAD_BYTES: usize = 24;
 /// How to read the rest of a frame after its header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameParts {
-    /// To be read into memory and given to [`decode`]. At most 4 KiB.
+    /// To be read into memory and given to [`JudgedFrame::decode`]. At most 4 KiB.
     pub fixed_bytes: usize,
     /// Bulk data after that, at most 1 MiB: [`Message::payload_bytes`] of the message.
     pub payload_bytes: u32,
 }
 
-/// Judges a frame by its header, before memory is reserved for it: known packet, right socket, right volume, a length
-/// that the packet can have.
+/// A frame whose header was found good; there is no other way to this value. It keeps what the judgement was made with,
+/// so the rest of the frame is read by the same rules.
+#[derive(Clone, Copy, Debug)]
+pub struct JudgedFrame<'c> {
+    ctx: &'c Context,
+    info: &'static PacketInfo,
+    volume: Option<VolumeNumber>,
+    parts: FrameParts,
+}
+
+impl<'c> JudgedFrame<'c> {
+    /// Judges a frame by its header, before memory is reserved for it: known packet, right socket, right volume, a
+    /// length that the packet can have.
+    #[inline]
+    pub fn judge(ctx: &'c Context, header: &Header, socket: Socket) -> Result<JudgedFrame<'c>, DecodeError> {
+        let info = judge_head(ctx, header, socket)?;
+        let parts = judge_length(ctx, header, info)?;
+        let volume = if ctx.is_v84() && info.scope == Scope::Connection { None } else { header.volume };
+        Ok(JudgedFrame { ctx, info, volume, parts })
+    }
+
+    pub fn parts(&self) -> FrameParts {
+        self.parts
+    }
+
+    /// As [`volume_of`] says.
+    pub fn volume(&self) -> Option<VolumeNumber> {
+        self.volume
+    }
+
+    /// Reads the message. `fixed`: the [`FrameParts::fixed_bytes`] bytes after the header. The integrity digest in them
+    /// is skipped, see [`integrity_digest`].
+    pub fn decode(&self, fixed: &[u8]) -> Result<Message, DecodeError> {
+        let mut reader = Reader::new(self.info.name, fixed);
+        if fixed.len() != self.parts.fixed_bytes {
+            return Err(reader.refuse_start("size", fixed.len() as u64, "is not what the header announced"));
+        }
+        match self.info.packet {
+            // What every write consists of. Inside the match over all packets the compiler joins dozens of layouts into
+            // one value, for 50 to 90 instructions more. Behind DATA's head the digest is left over.
+            Packet::Data => data::read_write(&mut reader, self.parts.payload_bytes).map(Message::Data),
+            Packet::Barrier => reader.whole(data::read_barrier),
+            Packet::RecvAck => reader.whole(data::read_ack).map(Message::RecvAck),
+            Packet::WriteAck => reader.whole(data::read_ack).map(Message::WriteAck),
+            Packet::BarrierAck => reader.whole(data::read_barrier_ack),
+            _ => self.decode_other(reader),
+        }
+    }
+
+    #[inline(never)]
+    fn decode_other(&self, mut reader: Reader<'_>) -> Result<Message, DecodeError> {
+        let message = decode_body(self.ctx, self.info.packet, self.parts, &mut reader)?;
+        if self.info.body != Body::Bulk {
+            reader.finish()?;
+        }
+        Ok(message)
+    }
+}
+
+/// [`JudgedFrame::judge`], for who only wants to know how to read on.
 pub fn frame_parts(ctx: &Context, header: &Header, socket: Socket) -> Result<FrameParts, DecodeError> {
-    let info = judge_head(ctx, header, socket)?;
-    judge_length(ctx, header, info)
+    JudgedFrame::judge(ctx, header, socket).map(|frame| frame.parts)
 }
 
 /// The volume that a frame concerns. 8.4 says 0 for the whole connection, and does not look at it.
@@ -89,6 +148,7 @@ pub fn volume_of(ctx: &Context, header: &Header) -> Option<VolumeNumber> {
     header.volume.filter(|_| !(ctx.is_v84() && whole))
 }
 
+#[inline]
 fn judge_length(ctx: &Context, header: &Header, info: &PacketInfo) -> Result<FrameParts, DecodeError> {
     let fail = |violated| Err(header_error(info.name, "length", 8, header.len.into(), violated));
     let exactly = |expected: u32| match header.len == expected {
@@ -127,6 +187,7 @@ fn judge_length(ctx: &Context, header: &Header, info: &PacketInfo) -> Result<Fra
     }
 }
 
+#[inline]
 fn judge_head(ctx: &Context, header: &Header, socket: Socket) -> Result<&'static PacketInfo, DecodeError> {
     let command = u64::from(header.command);
     let Some(info) = ctx.packet_info(header.command) else {
@@ -153,6 +214,7 @@ fn judge_head(ctx: &Context, header: &Header, socket: Socket) -> Result<&'static
     Ok(info)
 }
 
+#[cold]
 fn header_error(
     packet: &'static str,
     field: &'static str,
@@ -163,24 +225,12 @@ fn header_error(
     DecodeError { packet, field, offset, value, violated }
 }
 
-/// Reads a message. `fixed`: the [`FrameParts::fixed_bytes`] bytes after the header. The integrity digest in them is
-/// skipped, see [`integrity_digest`].
+/// [`JudgedFrame::judge`] and [`JudgedFrame::decode`] in one.
 pub fn decode(ctx: &Context, header: &Header, socket: Socket, fixed: &[u8]) -> Result<Message, DecodeError> {
-    let info = judge_head(ctx, header, socket)?;
-    let parts = judge_length(ctx, header, info)?;
-    if fixed.len() != parts.fixed_bytes {
-        let violated = "is not what the header announced";
-        return Err(DecodeError { packet: info.name, field: "size", offset: 0, value: fixed.len() as u64, violated });
-    }
-    let mut reader = Reader::new(info.name, fixed);
-    let message = decode_body(ctx, info.packet, parts, &mut reader)?;
-    if info.body != Body::Bulk {
-        reader.finish()?;
-    }
-    Ok(message)
+    JudgedFrame::judge(ctx, header, socket)?.decode(fixed)
 }
 
-/// The integrity digest of a DATA, DATA_REPLY or RS_DATA_REPLY, out of the bytes that [`decode`] took. Empty if the
+/// The integrity digest of a DATA, DATA_REPLY or RS_DATA_REPLY, out of the bytes that [`decode()`] took. Empty if the
 /// connection has no integrity algorithm.
 pub fn integrity_digest(fixed: &[u8]) -> &[u8] {
     fixed.get(DATA_HEAD_BYTES..).unwrap_or(&[])
@@ -206,13 +256,11 @@ fn decode_body(ctx: &Context, packet: Packet, parts: FrameParts, r: &mut Reader<
         Packet::EnableReplicationNext => Message::EnableReplicationNext(handshake::read_enable(r)?),
         Packet::EnableReplication => Message::EnableReplication(handshake::read_enable(r)?),
         Packet::Disconnect => Message::Disconnect,
-        Packet::Data => Message::Data(data::read_write(r, parts.payload_bytes)?),
         Packet::DataReply => Message::DataReply(data::read_reply(r, parts.payload_bytes)?),
         Packet::RsDataReply => Message::RsDataReply(data::read_reply(r, parts.payload_bytes)?),
         Packet::Trim => Message::Trim(data::read_trim(r)?),
         Packet::Zeroes => Message::Zeroes(data::read_trim(r)?),
         Packet::DataRequest => Message::DataRequest(data::read_request(r, false)?),
-        Packet::Barrier => data::read_barrier(r)?,
         Packet::UnplugRemote => Message::UnplugRemote,
         Packet::OutOfSync => Message::OutOfSync(data::read_block_desc(r)?),
         Packet::Dagtag => Message::Dagtag(r.u64("dagtag")?),
@@ -253,8 +301,6 @@ fn decode_body(ctx: &Context, packet: Packet, parts: FrameParts, r: &mut Reader<
         Packet::TwopcRetry => Message::TwopcRetry(twopc::read_reply(r)?),
         Packet::Ping => Message::Ping,
         Packet::PingAck => Message::PingAck,
-        Packet::RecvAck => Message::RecvAck(data::read_ack(r)?),
-        Packet::WriteAck => Message::WriteAck(data::read_ack(r)?),
         Packet::WriteAckInSync => Message::WriteAckInSync(data::read_ack(r)?),
         Packet::RsWriteAck => Message::RsWriteAck(data::read_ack(r)?),
         Packet::NegAck => Message::NegAck(data::read_ack(r)?),
@@ -266,7 +312,6 @@ fn decode_body(ctx: &Context, packet: Packet, parts: FrameParts, r: &mut Reader<
         Packet::RsCancelAhead => Message::RsCancelAhead(data::read_ack(r)?),
         Packet::OvResult => data::read_ov_result(r)?,
         Packet::OvResultId => data::read_ov_result_id(r)?,
-        Packet::BarrierAck => data::read_barrier_ack(r)?,
         Packet::ConfirmStable => data::read_confirm_stable(r)?,
         Packet::PeerAck => Message::PeerAck { nodes: r.u64("mask")?, dagtag: r.u64("dagtag")? },
         Packet::PeersInSync => data::read_peers_in_sync(r)?,
@@ -274,6 +319,9 @@ fn decode_body(ctx: &Context, packet: Packet, parts: FrameParts, r: &mut Reader<
             Message::FlushForward { sequence: r.u64("sequence")?, initiator: r.u32("initiator_node_id")? }
         }
         Packet::InitialData | Packet::InitialMeta => unreachable!("refused by judge_head"),
+        Packet::Data | Packet::Barrier | Packet::RecvAck | Packet::WriteAck | Packet::BarrierAck => {
+            unreachable!("read by JudgedFrame::decode")
+        }
         Packet::Uuids
         | Packet::SyncUuid
         | Packet::StateChgReq
@@ -364,7 +412,8 @@ pub fn packet_of(ctx: &Context, message: &Message) -> Packet {
 /// what the driver appends behind it: for DATA, DATA_REPLY and RS_DATA_REPLY first `ctx.integrity_digest_len` bytes of
 /// digest, then [`Message::payload_bytes`] bytes of data.
 ///
-/// `volume` is `None` exactly for what concerns the whole connection (asserted, as is every length limit).
+/// `volume` is `None` exactly for what concerns the whole connection (asserted, as is every length limit). Allocates
+/// only for an `out` without room.
 pub fn encode(ctx: &Context, volume: Option<VolumeNumber>, message: &Message, out: &mut Vec<u8>) {
     let packet = packet_of(ctx, message);
     let Some(info) = ctx.packet_info(packet.number()) else {
@@ -393,12 +442,10 @@ pub fn encode(ctx: &Context, volume: Option<VolumeNumber>, message: &Message, ou
     };
     let len = (out.len() - body) as u64 + appended;
     header.len = u32::try_from(len).unwrap_or_else(|_| panic!("{}: frame of {len} bytes", info.name));
-    if let Err(error) = frame_parts(ctx, &header, info.socket) {
+    if let Err(error) = JudgedFrame::judge(ctx, &header, info.socket) {
         panic!("refusing to send what a peer would refuse: {error}");
     }
-    let mut with_len = Vec::with_capacity(form.header_bytes());
-    header.encode(&mut with_len);
-    out[start..body].copy_from_slice(&with_len);
+    header.amend_len(&mut out[start..body]);
 }
 
 fn encode_body(ctx: &Context, message: &Message, out: &mut Vec<u8>) {

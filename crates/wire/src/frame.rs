@@ -29,6 +29,7 @@ impl HeaderForm {
     pub const BYTES_MIN: usize = 8;
 
     /// The form that these first bytes of a header announce.
+    #[inline]
     pub fn classify(first: [u8; HeaderForm::BYTES_MIN]) -> Result<HeaderForm, DecodeError> {
         let [a, b, c, d, ..] = first;
         let magic = u32::from_be_bytes([a, b, c, d]);
@@ -62,6 +63,7 @@ pub struct Header {
 
 impl Header {
     /// `bytes` is exactly one header (see [`HeaderForm::header_bytes`]).
+    #[inline]
     pub fn decode(bytes: &[u8]) -> Result<Header, DecodeError> {
         let Some(first) = bytes.first_chunk::<{ HeaderForm::BYTES_MIN }>() else {
             return Err(wrong_size(bytes));
@@ -111,31 +113,47 @@ impl Header {
     }
 
     /// Appends the header. A length or volume that the form cannot carry is a bug of the caller (asserted).
+    #[inline]
     pub fn encode(&self, out: &mut Vec<u8>) {
         if self.form != HeaderForm::H100 {
             assert!(self.volume.is_none(), "{:?} has no volume field: {self:?}", self.form);
         }
         match self.form {
             HeaderForm::H80 => {
-                let len = u16::try_from(self.len).unwrap_or_else(|_| panic!("h80 length field is 16 bits: {self:?}"));
-                out.extend_from_slice(&MAGIC_H80.to_be_bytes());
-                out.extend_from_slice(&self.command.to_be_bytes());
-                out.extend_from_slice(&len.to_be_bytes());
+                let [m0, m1, m2, m3] = MAGIC_H80.to_be_bytes();
+                let [c0, c1] = self.command.to_be_bytes();
+                let [l0, l1] = self.len_h80();
+                out.extend_from_slice(&[m0, m1, m2, m3, c0, c1, l0, l1]);
             }
             HeaderForm::H95 => {
-                out.extend_from_slice(&MAGIC_H95.to_be_bytes());
-                out.extend_from_slice(&self.command.to_be_bytes());
-                out.extend_from_slice(&self.len.to_be_bytes());
+                let [m0, m1] = MAGIC_H95.to_be_bytes();
+                let [c0, c1] = self.command.to_be_bytes();
+                let [l0, l1, l2, l3] = self.len.to_be_bytes();
+                out.extend_from_slice(&[m0, m1, c0, c1, l0, l1, l2, l3]);
             }
             HeaderForm::H100 => {
-                let volume = self.volume.map_or(WHOLE_CONNECTION, VolumeNumber::get);
-                out.extend_from_slice(&MAGIC_H100.to_be_bytes());
-                out.extend_from_slice(&volume.to_be_bytes());
-                out.extend_from_slice(&self.command.to_be_bytes());
-                out.extend_from_slice(&self.len.to_be_bytes());
-                out.extend_from_slice(&[0; 4]);
+                let [m0, m1, m2, m3] = MAGIC_H100.to_be_bytes();
+                let [v0, v1] = self.volume.map_or(WHOLE_CONNECTION, VolumeNumber::get).to_be_bytes();
+                let [c0, c1] = self.command.to_be_bytes();
+                let [l0, l1, l2, l3] = self.len.to_be_bytes();
+                out.extend_from_slice(&[m0, m1, m2, m3, v0, v1, c0, c1, l0, l1, l2, l3, 0, 0, 0, 0]);
             }
         }
+    }
+
+    /// Puts this length into a header that [`Header::encode`] wrote when the length was not known yet. `written`
+    /// begins with that header (asserted as far as its size goes).
+    #[inline]
+    pub(crate) fn amend_len(&self, written: &mut [u8]) {
+        match self.form {
+            HeaderForm::H80 => written[6..8].copy_from_slice(&self.len_h80()),
+            HeaderForm::H95 => written[4..8].copy_from_slice(&self.len.to_be_bytes()),
+            HeaderForm::H100 => written[8..12].copy_from_slice(&self.len.to_be_bytes()),
+        }
+    }
+
+    fn len_h80(&self) -> [u8; 2] {
+        u16::try_from(self.len).unwrap_or_else(|_| panic!("h80 length field is 16 bits: {self:?}")).to_be_bytes()
     }
 }
 
@@ -166,6 +184,7 @@ pub fn parse_first_packet(bytes: [u8; 8]) -> Result<Socket, DecodeError> {
     Ok(socket)
 }
 
+#[cold]
 fn header_error(field: &'static str, offset: usize, value: u64, violated: &'static str) -> DecodeError {
     DecodeError { packet: "header", field, offset, value, violated }
 }
@@ -203,6 +222,18 @@ mod tests {
         let mut out = Vec::new();
         header.encode(&mut out);
         assert_eq!((header.volume, header.len, out.as_slice()), (None, 0x20000, bytes.as_slice()));
+    }
+
+    #[test]
+    fn a_length_that_comes_later_stands_where_encode_puts_it() {
+        for form in [HeaderForm::H80, HeaderForm::H95, HeaderForm::H100] {
+            let header = Header { command: 0x1234, volume: None, len: 0xabcd, form };
+            let (mut later, mut at_once) = (Vec::new(), Vec::new());
+            Header { len: 0, ..header }.encode(&mut later);
+            header.amend_len(&mut later);
+            header.encode(&mut at_once);
+            assert_eq!(later, at_once, "{form:?}");
+        }
     }
 
     #[test]

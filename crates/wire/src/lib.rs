@@ -9,6 +9,7 @@ extern crate alloc;
 pub mod auth;
 pub mod bitmap_code;
 pub mod codec;
+pub mod digest;
 pub mod error;
 pub mod frame;
 pub mod message;
@@ -17,7 +18,7 @@ pub mod state_word;
 pub mod v84;
 pub mod version;
 
-pub use codec::{Context, FrameParts, decode, encode, frame_parts, volume_of};
+pub use codec::{Context, FrameParts, JudgedFrame, decode, encode, frame_parts, volume_of};
 pub use error::DecodeError;
 pub use frame::{Header, HeaderForm, first_packet, parse_first_packet};
 pub use message::{Message, Socket};

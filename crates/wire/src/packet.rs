@@ -193,9 +193,10 @@ impl PacketInfo {
         TABLE
     }
 
+    #[inline]
     pub fn of_number(number: u16) -> Option<&'static PacketInfo> {
-        let index = TABLE.binary_search_by_key(&number, |info| info.packet.number()).ok()?;
-        TABLE.get(index)
+        static LINES: Lines = Lines::of(TABLE);
+        LINES.get(number)
     }
 
     /// May be sent on a connection that agreed on this. Never send a packet that was not agreed on: a kernel drops
@@ -212,6 +213,40 @@ impl PacketInfo {
     }
     pub(crate) const fn needs(self, feature: u32) -> PacketInfo {
         PacketInfo { feature, ..self }
+    }
+}
+
+/// A table by number, for one look-up a message: a search in the table costs as much as reading a small message.
+pub(crate) struct Lines([Option<&'static PacketInfo>; Lines::SLOTS]);
+
+impl Lines {
+    /// Numbers from 0 to 0x6f have slots of their own, and so have the last sixteen.
+    const SLOTS: usize = 0x80;
+    const LAST: u16 = 0xfff0;
+
+    /// A number without a slot does not compile, the initializers being statics.
+    pub(crate) const fn of(table: &'static [PacketInfo]) -> Lines {
+        let mut lines = [None; Lines::SLOTS];
+        let mut at = 0;
+        while at < table.len() {
+            let Some(slot) = Lines::slot(table[at].packet.number()) else { panic!("a packet's number has no slot") };
+            lines[slot] = Some(&table[at]);
+            at += 1;
+        }
+        Lines(lines)
+    }
+
+    const fn slot(number: u16) -> Option<usize> {
+        match number {
+            0..0x70 => Some(number as usize),
+            Lines::LAST.. => Some(0x70 + (number - Lines::LAST) as usize),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, number: u16) -> Option<&'static PacketInfo> {
+        self.0[Lines::slot(number)?]
     }
 }
 
@@ -334,6 +369,7 @@ mod tests {
         for info in TABLE {
             assert_eq!(Packet::from_number(info.packet.number()), Some(info.packet), "{}", info.name);
         }
-        assert_eq!(Packet::from_number(0x100), None);
+        let found = (0..=u16::MAX).filter_map(PacketInfo::of_number).map(|info| info.packet);
+        assert!(found.eq(TABLE.iter().map(|info| info.packet)), "a line under another number, or twice");
     }
 }

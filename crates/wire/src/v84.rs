@@ -7,7 +7,8 @@
 
 use crate::message::{BlockAck, StateWord};
 use crate::packet::{
-    BITMAP_BYTES_MAX, Body, CHALLENGE_BYTES, DIGEST_BYTES_MAX, NAME_TAIL, Packet, PacketInfo, Scope, c, d, digest_after,
+    BITMAP_BYTES_MAX, Body, CHALLENGE_BYTES, DIGEST_BYTES_MAX, Lines, NAME_TAIL, Packet, PacketInfo, Scope, c, d,
+    digest_after,
 };
 use crate::state_word::{DISK, Field, PEER_DISK};
 use crate::version::{V84_MAX, V84_MIN, feature};
@@ -126,9 +127,10 @@ pub fn packets() -> &'static [PacketInfo] {
     TABLE
 }
 
+#[inline]
 pub fn packet_info(number: u16) -> Option<&'static PacketInfo> {
-    let index = TABLE.binary_search_by_key(&number, |info| info.packet.number()).ok()?;
-    TABLE.get(index)
+    static LINES: Lines = Lines::of(TABLE);
+    LINES.get(number)
 }
 
 use Body::{Bulk, Exact, Tail};

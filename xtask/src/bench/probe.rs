@@ -1,7 +1,7 @@
 //! What the machine can do without us: direct writes and reads of a file, and the same with a round trip of 4 KiB to
 //! a second file behind a TCP connection on loopback.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -144,4 +144,59 @@ pub fn copy(dir: &Path, size_bytes: u64) -> Result<f64> {
     }
     to.sync_all()?;
     Ok((size_bytes >> 20) as f64 / start.elapsed().as_secs_f64())
+}
+
+/// MiB per second of copying single blocks from one sparse file to another. The first has them.
+pub fn copy_scattered(dir: &Path, size_bytes: u64, offsets: &[u64]) -> Result<f64> {
+    let (from, to) = (open(&dir.join("probe-here"))?, open(&dir.join("probe-there"))?);
+    [&from, &to].into_iter().try_for_each(|file| file.set_len(size_bytes))?;
+    let mut buffer = Aligned::new(REQUEST_BYTES);
+    buffer.bytes().fill(1);
+    offsets.iter().try_for_each(|offset| from.write_all_at(buffer.bytes(), *offset))?;
+    let blocks = per_second(offsets.len() as u64, |at| {
+        from.read_exact_at(buffer.bytes(), offsets[at as usize])?;
+        Ok(to.write_all_at(buffer.bytes(), offsets[at as usize])?)
+    })?;
+    Ok(blocks * REQUEST_BYTES as f64 / f64::from(1 << 20))
+}
+
+/// MiB per second through a socket of loopback, `piece` bytes at a time, until the other end has all.
+pub fn link(bytes: u64, piece: usize) -> Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut sender = TcpStream::connect(listener.local_addr()?)?;
+    sender.set_nodelay(true)?;
+    let mut receiver = listener.accept()?.0;
+    let reading = std::thread::spawn(move || -> Result<()> {
+        let mut buffer = vec![0; piece];
+        (0..bytes / piece as u64).try_for_each(|_| receiver.read_exact(&mut buffer))?;
+        Ok(receiver.write_all(&[1])?)
+    });
+    let (buffer, start) = (vec![1; piece], Instant::now());
+    (0..bytes / piece as u64).try_for_each(|_| sender.write_all(&buffer))?;
+    sender.read_exact(&mut [0])?;
+    let seconds = start.elapsed().as_secs_f64();
+    reading.join().expect("the other end does not panic")?;
+    Ok(bytes as f64 / f64::from(1 << 20) / seconds)
+}
+
+/// The probe's files.
+pub fn remove(dir: &Path) -> Result<()> {
+    for name in ["probe-here", "probe-there"] {
+        std::fs::remove_file(dir.join(name)).with_context(|| format!("cannot remove {name}"))?;
+    }
+    Ok(())
+}
+
+/// An error if the first bytes of two files differ.
+pub fn compare(one: &Path, other: &Path, size_bytes: u64) -> Result<()> {
+    let (mut left, mut right) = (vec![0; COPY_BYTES], vec![0; COPY_BYTES]);
+    let open = |path: &Path| File::open(path).with_context(|| format!("cannot open {}", path.display()));
+    let (a, b) = (open(one)?, open(other)?);
+    for at in (0..size_bytes).step_by(COPY_BYTES) {
+        let len = (size_bytes - at).min(COPY_BYTES as u64) as usize;
+        a.read_exact_at(&mut left[..len], at)?;
+        b.read_exact_at(&mut right[..len], at)?;
+        ensure!(left[..len] == right[..len], "{} and {} differ behind {at}", one.display(), other.display());
+    }
+    Ok(())
 }

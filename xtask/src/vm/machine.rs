@@ -258,7 +258,8 @@ pub fn create_disk(path: &Path, bytes: u64) -> Result<()> {
 }
 
 impl Report {
-    fn read(dir: &Path) -> Result<Report> {
+    /// What is there now, of a guest that may be running still.
+    pub fn read(dir: &Path) -> Result<Report> {
         let path = dir.join("results.log");
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Report::parse(&String::from_utf8_lossy(&bytes)))

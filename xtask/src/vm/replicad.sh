@@ -24,12 +24,14 @@ address = "$5:7789"
 volume = [{ number = 0, disk = "$4" }]
 TOML
 }
-# start NODE [PREFIX...]: a daemon; returns when it answers. Its process number is in /tmp/NODE.pid.
+# start NODE [PREFIX...]: a daemon; returns when it answers. Its process number is in /tmp/NODE.pid. It is given
+# $replicad_options.
 start() {
     started=$1
     shift
     # The test channel must not be held open by a daemon.
-    "$@" replicad --config "$conf" --node "$started" --run-dir "/run/$started" >>"/tmp/$started.log" 2>&1 3>&- &
+    # shellcheck disable=SC2086 # words
+    "$@" replicad --config "$conf" --node "$started" --run-dir "/run/$started" ${replicad_options:-} >>"/tmp/$started.log" 2>&1 3>&- &
     echo $! >"/tmp/$started.pid"
     eventually answers "$started"
 }

@@ -3,8 +3,10 @@
 //! docs/compatibility.md.
 
 use super::image::Image;
-use super::kernel::Flavour;
-use super::machine::Vm;
+use super::interop_matrix as matrix;
+use super::kernel::{Flavour, Kernel};
+use super::machine::{Report, Vm};
+use super::test_interop_killed as killed;
 use super::{DRBDSETUP_84, Lab, judge};
 use crate::packages;
 use anyhow::{Context, Result, bail};
@@ -12,71 +14,46 @@ use std::path::Path;
 use std::time::Duration;
 
 const COMMON: &str = include_str!("replicad.sh");
+const DISKS: &str = include_str!("test_interop_disks.sh");
+const VOLUMES: &str = include_str!("test_interop_volumes.sh");
+const DIGESTS: &str = include_str!("test_interop_digests.sh");
 const SCRIPT: &str = include_str!("test_interop.sh");
 
-/// Functions of the script, in this order.
-const TESTS: &[&str] = &[
-    "first_connect",
-    "sync_from_kernel",
-    "sync_from_us",
-    "skip_initial_sync_ours",
-    "skip_initial_sync_kernel",
-    "protocol_c",
-    "protocol_b",
-    "protocol_a",
-    "file_system",
-    "outage_kernel_primary",
-    "outage_our_primary",
-    "fail_over_to_us",
-    "fail_over_to_kernel",
-    "writes_in_resync",
-    "invalidate",
-    "split_brain",
-    "auth_sha256",
-    "auth_sha1",
-    "wrong_secret",
-    "protocol_mismatch",
-    "kernel_detach_primary",
-    "kernel_detach_secondary",
-    "our_detach_primary",
-    "our_detach_secondary",
-    "our_crash_secondary",
-    "our_crash_primary",
-    "our_crash_primary_kernel_takes_over",
-    "switched_by_the_kernel",
-    "checksum_resync",
-    "verify_is_refused",
-];
-
-/// Those that every run of all tests takes along.
-const QUICK: &[&str] = &[
-    "first_connect",
-    "sync_from_kernel",
-    "sync_from_us",
-    "protocol_c",
-    "outage_kernel_primary",
-    "outage_our_primary",
-    "fail_over_to_us",
-    "fail_over_to_kernel",
-];
-
-/// Of each of the two RAM disks.
+/// Of each RAM disk.
 const DISK_MIB: u64 = 32;
+/// The kernel's, ours, the state of a disk at a crash, and one for drbdmeta to try things on; or two volumes' on both sides, or
+/// theirs and their metadata's.
+const DISKS_COUNT: u64 = 4;
 /// Ends a hang; far above what it takes.
-const LIMIT: Duration = Duration::from_secs(3600);
+const LIMIT: Duration = Duration::from_secs(7200);
 
 pub fn quick(lab: &Lab, refresh: bool) -> Result<()> {
-    let left = TESTS.len() - QUICK.len();
+    let quick = matrix::quick();
+    let left = matrix::tests().len() - quick.len();
     println!("SKIPPED: interop: {left} more tests with a kernel's DRBD, for time: cargo xtask vm test-interop");
-    let only: Vec<String> = QUICK.iter().map(ToString::to_string).collect();
-    main(lab, &Flavour::ALL[..1], refresh, &only)
+    run(lab, &Flavour::ALL[..1], refresh, &quick)
 }
 
+/// `only`: names of tests, `outage_our_primary@A`, or of functions, with all their protocols.
 pub fn main(lab: &Lab, flavours: &[Flavour], refresh: bool, only: &[String]) -> Result<()> {
-    if let Some(unknown) = only.iter().find(|name| !TESTS.contains(&name.as_str())) {
-        bail!("no test is called {unknown}; there are: {}", TESTS.join(", "));
+    let tests = matrix::tests();
+    if only.is_empty() {
+        return run(lab, flavours, refresh, &tests);
     }
-    let tests = if only.is_empty() { TESTS.join(" ") } else { only.join(" ") };
+    let mut chosen: Vec<&str> = Vec::new();
+    for name in only {
+        let named: Vec<&str> =
+            tests.iter().filter(|test| *test == name || matrix::function(test) == name).copied().collect();
+        if named.is_empty() {
+            bail!("no test is called {name}; there are: {}", tests.join(", "));
+        }
+        let fresh: Vec<&str> = named.into_iter().filter(|test| !chosen.contains(test)).collect();
+        chosen.extend(fresh);
+    }
+    run(lab, flavours, refresh, &chosen)
+}
+
+fn run(lab: &Lab, flavours: &[Flavour], refresh: bool, tests: &[&'static str]) -> Result<()> {
     packages::ensure_libclang()?;
     let Some(drbdsetup) = DRBDSETUP_84.map(Path::new).into_iter().find(|path| path.is_file()) else {
         eprintln!("SKIPPED: interop: drbd-utils of this machine have no drbdsetup-84");
@@ -89,7 +66,7 @@ pub fn main(lab: &Lab, flavours: &[Flavour], refresh: bool, only: &[String]) -> 
     let image = image.build(&lab.cache)?;
     let mut failed = Vec::new();
     for flavour in flavours {
-        if let Err(e) = test(lab, *flavour, refresh, &image, &tests) {
+        if let Err(e) = test(lab, *flavour, refresh, &image, tests) {
             eprintln!("{e:#}");
             failed.push(flavour.name());
         }
@@ -97,19 +74,46 @@ pub fn main(lab: &Lab, flavours: &[Flavour], refresh: bool, only: &[String]) -> 
     if failed.is_empty() { Ok(()) } else { bail!("interop's tests failed on kernel {}", failed.join(", ")) }
 }
 
-fn test(lab: &Lab, flavour: Flavour, refresh: bool, image: &Path, tests: &str) -> Result<()> {
+/// In one machine what can be, then what needs two; the matrix has both.
+fn test(lab: &Lab, flavour: Flavour, refresh: bool, image: &Path, tests: &[&str]) -> Result<()> {
     let Some(kernel) = lab.kernel_or_skip(flavour, refresh, "interop") else { return Ok(()) };
+    let (killed, together): (Vec<&str>, Vec<&str>) = tests.iter().partition(|test| test.starts_with(killed::PREFIX));
+    let mut whole = Report::default();
+    let mut failures = Vec::new();
+    let mut note = |(report, verdict): (Report, Result<()>)| {
+        whole.results.extend(report.results);
+        failures.extend(verdict.err().map(|e| format!("{e:#}")));
+    };
+    if !together.is_empty() {
+        note(in_one_machine(lab, &kernel, flavour, image, &together)?);
+    }
+    if !killed.is_empty() {
+        note(killed::run(lab, &kernel, &killed));
+    }
+    println!("{}", matrix::printed(&kernel.release, &whole));
+    if failures.is_empty() { Ok(()) } else { bail!("{}", failures.join("\n")) }
+}
+
+fn in_one_machine(
+    lab: &Lab,
+    kernel: &Kernel,
+    flavour: Flavour,
+    image: &Path,
+    tests: &[&str],
+) -> Result<(Report, Result<()>)> {
     let dir = lab.run_dir(&format!("interop-{}", flavour.name()))?;
-    let report = Vm::builder(&kernel, image)
+    let vm = Vm::builder(kernel, image)
         .memory_mib(768)
         .module("ublk_drv")
         .module("veth")
         // Its handlers would be looked for at each change of a connection.
         .module("drbd usermode_helper=/bin/true")
-        .module(&format!("brd rd_nr=2 rd_size={}", DISK_MIB << 10))
+        .module(&format!("brd rd_nr={DISKS_COUNT} rd_size={}", DISK_MIB << 10))
         .timeout(LIMIT)
-        .script(&format!("{COMMON}\ntests='{tests}'\n{SCRIPT}"))
-        .run(&lab.cache, &dir)
-        .context("interop")?;
-    judge(&format!("interop {}", kernel.release), &report, &dir)
+        .script(&format!("{COMMON}\n{DISKS}\n{VOLUMES}\n{DIGESTS}\ntests='{}'\n{SCRIPT}", tests.join(" ")));
+    // A run that hangs in its last test has told of all the others.
+    let ended = vm.run(&lab.cache, &dir).context("interop");
+    let report = Report::read(&dir)?;
+    let verdict = ended.and_then(|report| judge(&format!("interop {}", kernel.release), &report, &dir));
+    Ok((report, verdict))
 }

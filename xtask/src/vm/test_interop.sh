@@ -1,4 +1,5 @@
-# A kernel's DRBD 8.4 and a replicad replicate with each other, in one machine. Before this stands `replicad.sh`.
+# A kernel's DRBD 8.4 and a replicad replicate with each other, in one machine. Before this stand `replicad.sh` and
+# `test_interop_disks.sh`.
 #
 # DRBD 8.4 opens its connections in the first network namespace (10.1.1.1); the daemon lives in namespace bob (10.1.1.2).
 # Each pair of nodes is made anew on two RAM disks: ram0 is the kernel's, ram1 ours.
@@ -7,6 +8,7 @@ set -u
 kern=/dev/drbd0
 kern_disk=/dev/ram0
 our_disk=/dev/ram1
+kern_id=0
 
 network() {
     ip netns add bob
@@ -34,11 +36,11 @@ device = "ublk:1"
 disk = "/nowhere"
 [[resource.on]]
 node = "kern"
-node-id = 0
+node-id = $kern_id
 address = "10.1.1.1:7789"
 [[resource.on]]
 node = "bob"
-node-id = 1
+node-id = $((1 - kern_id))
 address = "10.1.1.2:7789"
 volume = [{ number = 0, disk = "$our_disk" }]
 TOML
@@ -76,8 +78,9 @@ down() {
         bob down r0 || true
         end bob
     fi
-    dr secondary 0 2>/dev/null || true
-    dr down r0 2>/dev/null || true
+    for minor in 0 1; do dr secondary $minor 2>/dev/null || true; done
+    for resource in r0 r1; do dr down $resource 2>/dev/null || true; done
+    cable up
 }
 # pair PROTOCOL [OUR_NET_OPTION [KERNEL_OPTION...]]: both fresh and connected.
 pair() {
@@ -171,11 +174,12 @@ synced() {
 
 # Both fresh: connected, nothing synced, and each sees the other.
 first_connect() {
-    pair C
+    pair "$protocol"
     equal "the kernel's disks" "$(kern_says ds)" Inconsistent/Inconsistent
     agree
 }
 sync_from_kernel() {
+    pair "$protocol"
     kern_promote --force
     in_sync
     kern_demote
@@ -183,7 +187,7 @@ sync_from_kernel() {
     same_bytes
 }
 sync_from_us() {
-    pair C
+    pair "$protocol"
     our_promote --force
     in_sync
     our_demote
@@ -191,13 +195,13 @@ sync_from_us() {
     same_bytes
 }
 skip_initial_sync_ours() {
-    pair C
+    pair "$protocol"
     bob new-current-uuid --clear-bitmap r0
     eventually is_kern ds UpToDate/UpToDate
     agree
 }
 skip_initial_sync_kernel() {
-    pair C
+    pair "$protocol"
     dr new-current-uuid --clear-bitmap 0
     in_sync
 }
@@ -216,7 +220,7 @@ writes() {
 }
 # Secondary and Primary on both sides, by turns, with writes in between; a refused second Primary.
 roles() {
-    synced "$1"
+    synced "$protocol"
     for turn in 1 2; do
         kern_promote
         agree
@@ -235,12 +239,9 @@ roles() {
     done
     equal "out of sync at the kernel" "$(kern_number oos)" 0
 }
-protocol_c() { roles C; }
-protocol_b() { roles B; }
-protocol_a() { roles A; }
 # A file system on top, handed over twice.
 file_system() {
-    synced C
+    synced "$protocol"
     kern_promote
     mkfs.ext4 -q -F $kern
     mkdir -p /tmp/mnt
@@ -276,7 +277,7 @@ we_are_away() { case $(our_cstate) in Connected) return 1 ;; esac; }
 
 # Who is Primary: kernel. Who says goodbye: we, the kernel, nobody.
 outage_kernel_primary() {
-    synced C
+    synced "$protocol"
     kern_promote
     writes $kern
     for how in ours kernel link; do
@@ -289,7 +290,7 @@ outage_kernel_primary() {
     kern_demote
 }
 outage_our_primary() {
-    synced C
+    synced "$protocol"
     our_promote
     writes $dev
     for how in ours kernel link; do
@@ -312,14 +313,14 @@ part() {
 join() {
     case $1 in
     ours) bob connect r0 ;;
-    kernel) kern_connect C ;;
+    kernel) kern_connect "$protocol" ;;
     link) link up ;;
     esac
     connected
 }
 # The other side takes over while one is away, and the old Primary comes back as target.
 fail_over_to_us() {
-    synced C
+    synced "$protocol"
     kern_promote
     writes $kern
     kern_demote
@@ -334,7 +335,7 @@ fail_over_to_us() {
     our_demote
 }
 fail_over_to_kernel() {
-    synced C
+    synced "$protocol"
     our_promote
     writes $dev
     our_demote
@@ -350,7 +351,7 @@ fail_over_to_kernel() {
 }
 # Writes while the resync runs.
 writes_in_resync() {
-    synced C
+    synced "$protocol"
     for who in kernel ours; do
         link down
         disconnected
@@ -366,7 +367,7 @@ writes_in_resync() {
     done
 }
 invalidate() {
-    synced C
+    synced "$protocol"
     bob invalidate r0
     both_in_sync
     bob invalidate-remote r0
@@ -392,22 +393,22 @@ split() {
 we_stand_alone() { [ "$(our_cstate)" = StandAlone ]; }
 # Detected by both; each side in turn gives its data up.
 split_brain() {
-    synced C
+    synced "$protocol"
     split
-    kern_connect C
+    kern_connect "$protocol"
     bob connect r0 --discard-my-data
     connected
     both_in_sync
     only_the_difference 30
     split
     bob connect r0
-    kern_connect C --discard-my-data
+    kern_connect "$protocol" --discard-my-data
     connected
     both_in_sync
     only_the_difference 30
 }
 auth() {
-    synced C "cram-hmac-alg = \"$1\", shared-secret = \"for tests\"" --cram-hmac-alg="$1" "--shared-secret=for tests"
+    synced "$protocol" "cram-hmac-alg = \"$1\", shared-secret = \"for tests\"" --cram-hmac-alg="$1" "--shared-secret=for tests"
     kern_promote
     scribble $kern 0 4
     same_bytes
@@ -418,10 +419,10 @@ auth_sha1() { auth sha1; }
 # Neither comes further than StandAlone or the next attempt.
 wrong_secret() {
     down
-    our_config C 'cram-hmac-alg = "sha256", shared-secret = "one"'
+    our_config "$protocol" 'cram-hmac-alg = "sha256", shared-secret = "one"'
     kern_new
     our_new
-    kern_connect C --cram-hmac-alg=sha256 --shared-secret=other
+    kern_connect "$protocol" --cram-hmac-alg=sha256 --shared-secret=other
     bob up r0
     eventually is_kern cs StandAlone
     eventually we_stand_alone
@@ -438,7 +439,7 @@ protocol_mismatch() {
 }
 # The kernel's disk goes: it reads from us and writes to us. It comes back: the difference.
 kernel_detach_primary() {
-    synced C
+    synced "$protocol"
     kern_promote
     writes $kern
     dr detach 0
@@ -455,7 +456,7 @@ kernel_detach_primary() {
     kern_demote
 }
 kernel_detach_secondary() {
-    synced C
+    synced "$protocol"
     our_promote
     dr detach 0
     eventually is_kern ds Diskless/UpToDate
@@ -468,7 +469,7 @@ kernel_detach_secondary() {
     our_demote
 }
 our_detach_primary() {
-    synced C
+    synced "$protocol"
     our_promote
     writes $dev
     bob detach r0
@@ -484,7 +485,7 @@ our_detach_primary() {
     our_demote
 }
 our_detach_secondary() {
-    synced C
+    synced "$protocol"
     kern_promote
     bob detach r0
     eventually is_kern ds UpToDate/Diskless
@@ -497,7 +498,7 @@ our_detach_secondary() {
 }
 # The daemon is killed and comes back.
 our_crash_secondary() {
-    synced C
+    synced "$protocol"
     kern_promote
     writes $kern
     kill -9 "$(cat /tmp/bob.pid)"
@@ -512,7 +513,7 @@ our_crash_secondary() {
 }
 # Its hot extents are resynced.
 our_crash_primary() {
-    synced C
+    synced "$protocol"
     our_promote
     writes $dev
     kill -9 "$(cat /tmp/bob.pid)"
@@ -526,7 +527,7 @@ our_crash_primary() {
 }
 # The same, and the kernel went on meanwhile.
 our_crash_primary_kernel_takes_over() {
-    synced C
+    synced "$protocol"
     our_promote
     writes $dev
     kill -9 "$(cat /tmp/bob.pid)"
@@ -541,10 +542,10 @@ our_crash_primary_kernel_takes_over() {
 }
 # Protocol and options changed by the peer while connected.
 switched_by_the_kernel() {
-    synced C
+    synced "$protocol"
     kern_promote
-    for protocol in A B C; do
-        dr net-options ipv4:10.1.1.1:7789 ipv4:10.1.1.2:7789 --protocol=$protocol
+    for next in A B C; do
+        dr net-options ipv4:10.1.1.1:7789 ipv4:10.1.1.2:7789 --protocol=$next
         writes $kern
         equal "connection" "$(our_cstate)" Connected
     done
@@ -552,27 +553,9 @@ switched_by_the_kernel() {
     agree
     same_bytes
 }
-# The kernel asks with checksums; the answers are data.
-checksum_resync() {
-    synced C 'csums-alg = "sha1"' --csums-alg=sha1
-    our_promote
-    part link
-    scribble $dev 4 40
-    join link
-    both_in_sync
-    only_the_difference 40
-    our_demote
-}
-# Not there yet: refused, and the kernel stays connected.
-verify_is_refused() {
-    synced C 'verify-alg = "sha1"' --verify-alg=sha1
-    refused dr verify 0
-    equal "connection" "$(kern_says cs)" Connected
-    equal "connection" "$(our_cstate)" Connected
-}
 protocol_errors() { kernel_content "$expected_complaints"; }
 # Each is provoked by a test.
-expected_complaints='Split-Brain|error receiving|meta connection shut down|sock was shut down|PingAck did not arrive|incompatible .* settings'
+expected_complaints='Split-Brain|magic not found|error receiving|meta connection shut down|sock was shut down|PingAck did not arrive|incompatible .* settings'
 
 needed() {
     check "$@"
@@ -580,7 +563,13 @@ needed() {
 }
 needed network network
 mark_kernel_log
-for test in $tests; do check "$test" "$test"; done
+# A test is a function, with the protocol behind it where it is not C: outage_our_primary@A.
+for test in $tests; do
+    case $test in *@*) protocol=${test#*@} ;; *) protocol=C ;; esac
+    check "$test" "${test%@*}"
+    # What the kernel says to it is far away at the end.
+    [ "$check_status" = 0 ] || { cat /proc/drbd; dmesg | grep -i drbd | tail -n 60; }
+done
 check kernel_log protocol_errors
 check kernel_is_well refused kernel_complains
 down

@@ -23,7 +23,7 @@ const RETURN: &str = include_str!("test_replicad_return.sh");
 /// mkfs.xfs wants 300 MiB.
 const DISK_BYTES: u64 = 320 << 20;
 /// Of the machines that lose power: small, because every sync is emulated.
-const SMALL_DISK_BYTES: u64 = 192 << 20;
+pub const SMALL_DISK_BYTES: u64 = 192 << 20;
 /// Ends a hang; far above what it takes.
 const LIMIT: Duration = Duration::from_secs(900);
 /// Compared at once. Bytes.
@@ -125,7 +125,7 @@ fn power_cut(lab: &Lab, kernel: &Kernel, image: &Path, dir: &Path) -> Result<()>
     Ok(())
 }
 
-fn said<'a>(report: &'a Report, what: &'a str) -> impl Iterator<Item = &'a str> {
+pub fn said<'a>(report: &'a Report, what: &'a str) -> impl Iterator<Item = &'a str> {
     report.said.iter().filter_map(move |line| line.strip_prefix(what))
 }
 
@@ -146,7 +146,7 @@ fn nothing_lost(primary: &Report, survivor: &Report) -> Result<()> {
 }
 
 /// The data areas of the two disks, byte by byte.
-fn equal_copies(one: &Path, other: &Path, bytes: u64) -> Result<()> {
+pub fn equal_copies(one: &Path, other: &Path, bytes: u64) -> Result<()> {
     ensure!(bytes > SMALL_DISK_BYTES / 2, "a data area of {bytes} bytes is not what was made");
     let files = [File::open(one)?, File::open(other)?];
     let mut at = 0;

@@ -32,6 +32,7 @@ equal_copies() {
 
 initial_sync() {
     configured C
+    rm -f /tmp/alice.log
     ctl alice create-md r0
     ctl bob create-md r0
     up_both C
@@ -246,10 +247,38 @@ check discard discard
 check flushes_arrive flushes_arrive
 check reconnect reconnect
 check kill_secondary kill_secondary
+# Reads go on from the peer while the disk is away, and from the disk when it is back.
+detach_under_reads() {
+    fio --name=v --filename=$dev --rw=write --bs=16k --size=8m --direct=1 --ioengine=libaio --iodepth=8 \
+        --verify=crc32c --do_verify=0 --output-format=terse --minimal >/tmp/fio.log 2>&1 || { cat /tmp/fio.log; return 1; }
+    fio --name=v --filename=$dev --rw=read --bs=16k --size=8m --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c \
+        --verify_fatal=1 --loops=8 --output-format=terse --minimal >/tmp/reads.log 2>&1 3>&- &
+    reads=$!
+    read_before=$(reads_done)
+    eventually more_reads_than $((read_before + 50))
+    ctl alice detach r0
+    read_before=$(reads_done)
+    eventually more_reads_than $((read_before + 50))
+    ctl alice attach r0
+    wait "$reads" || { cat /tmp/reads.log; return 1; }
+    eventually equal state "$(ctl alice dstate r0)" UpToDate/UpToDate
+}
+reads_done() { awk '{ print $1 }' /sys/block/ublkb1/stat; }
+more_reads_than() { [ "$(reads_done)" -gt "$1" ] || [ ! -d "/proc/$reads" ]; }
+# Whether it is in effect cannot be seen from outside.
+zero_copy() {
+    case $(uname -r) in 6.12.*) not_here "the driver cannot register buffers" ;; esac
+    grep "disks read into the application's pages" /tmp/alice.log
+    if grep 'reading into memory of its own' /tmp/alice.log /tmp/bob.log; then return 1; fi
+}
 finish_c() { demote alice; end_both; equal_copies; }
+check detach_under_reads detach_under_reads
+check zero_copy zero_copy
 check equal_copies finish_c
 check protocol_a protocol A ext4
+replicad_options=--no-zero-copy
 check protocol_b protocol B ext4
+replicad_options=
 check protocol_c.xfs protocol C xfs
 check nbd_over_tcp nbd_over_tcp
 check kernel_is_well refused kernel_complains

@@ -162,11 +162,20 @@ suite memory 402653184 --size-mib 384
 suite memory_plain_copy 402653184 --size-mib 384 --plain-copy
 suite disk 1073741824 --backing /dev/vdb
 suite disk_plain_copy 1073741824 --backing /dev/vdb --plain-copy
+suite disk_zero_copy 1073741824 --backing /dev/vdb --zero-copy
+# That suite says nothing where the option has no effect.
+zero_copy_has_effect() {
+    case $(uname -r) in 6.12.*) not_here "the driver cannot register buffers" ;; esac
+    serve --backing /dev/vdb --zero-copy
+    grep 'registered buffers' /tmp/memdisk.log
+    remove
+}
+check zero_copy_has_effect zero_copy_has_effect
 
 check flushes_arrive flushes_arrive
 # The server dies under load; the next one takes over; the application sees a pause and its data is right.
 recovery() {
-    serve --backing /dev/vdb --recovery
+    serve --backing /dev/vdb --recovery "$@"
     fio --name=r --filename="$dev" --rw=randwrite --bs=4k --size=8m --direct=1 --iodepth=16 --ioengine=libaio \
         --verify=crc32c --verify_fatal=1 >/tmp/recovery.log 2>&1 3>&- &
     load=$!
@@ -175,7 +184,7 @@ recovery() {
         eventually more_writes_than $((done_before + 100))
         kill -KILL "$server"
         wait "$server" || true
-        serve_again
+        serve_again "$@"
     done
     wait "$load" || { cat /tmp/recovery.log; return 1; }
     remove
@@ -184,12 +193,13 @@ writes_done() { awk '{ print $5 }' /sys/block/ublkb3/stat; }
 more_writes_than() { [ "$(writes_done)" -gt "$1" ]; }
 serve_again() {
     : >/tmp/memdisk.log
-    memdisk --id 3 --recover --recovery --backing /dev/vdb >/tmp/memdisk.log 2>&1 3>&- &
+    memdisk --id 3 --recover --recovery --backing /dev/vdb "$@" >/tmp/memdisk.log 2>&1 3>&- &
     server=$!
     eventually ready
     grep -q ^ready /tmp/memdisk.log || { cat /tmp/memdisk.log; return 1; }
 }
 check recovery recovery
+check recovery_zero_copy recovery --zero-copy
 resize() {
     serve --size-mib 64 --grow-mib 96
     kill -USR1 "$server"

@@ -1,12 +1,13 @@
-//! `create-md` on a disk that carries metadata of DRBD 8: with `--force` it becomes v09 in place, as with drbdmeta.
-//! Generations, bits and the data stay, so the node that moves needs no full sync.
+//! Between the metadata of DRBD 8 (v08) and v09, in place: `create-md --force` on a disk with v08, and
+//! `create-md --format v08 --force` on one with v09. Generations, bits and the data stay, so the node that moves, there or
+//! back, needs no full sync.
 
 use super::LocalVolume;
-use super::disk::{DiskError, MetaDevice};
+use super::disk::{DiskError, MetaDevice, OnDisk};
 use crate::output::{Exit, Output};
 use control::Response;
-use metadata::Layout;
-use types::NodeId;
+use metadata::{Geometry, Inexpressible, Layout, Superblock, SuperblockV08, rewrite};
+use types::{NodeId, Slot};
 
 /// `None`: there is no such metadata.
 pub fn create_over_v08(
@@ -16,33 +17,17 @@ pub fn create_over_v08(
     force: bool,
     output: &mut Output,
 ) -> Result<Option<Exit>, DiskError> {
-    let (v08, layout) = match device.superblock_v08() {
-        Ok(Some((v08, _, layout))) => (v08, layout),
+    let (v08, layout) = match device.metadata() {
+        Ok(OnDisk::V08(v08, layout)) => (v08, layout),
         // Damaged: nothing to convert. What is there is overwritten with --force, like anything else.
-        Ok(None) | Err(DiskError::Format(_)) => return Ok(None),
+        Ok(OnDisk::V09(..)) | Err(DiskError::Format(_)) => return Ok(None),
         Err(e) => return Err(e),
     };
     let path = device.device().path().display().to_string();
-    let refuse = |rule: &str, message: String, next: String, output: &mut Output| {
-        let response = Response::Refused {
-            object: volume.name(),
-            code: 0,
-            rule: rule.into(),
-            state: String::new(),
-            message,
-            next_step: Some(next),
-        };
-        output.failure(&response);
-        Ok(Some(Exit(response.exit_code())))
-    };
     if v08.unclean() {
         let message = format!("{path} holds DRBD metadata v08 whose activity log is not applied");
-        return refuse(
-            "apply-al-first",
-            message,
-            format!("`replicactl apply-al {}`, then again", volume.name()),
-            output,
-        );
+        let next = format!("`replicactl apply-al {}`, then again", volume.name());
+        return Ok(Some(refuse(volume, "apply-al-first", message, &next, output)));
     }
     let peer = match peers(volume).as_slice() {
         [peer] if max_peers.is_none_or(|n| n == 1) => *peer,
@@ -53,17 +38,30 @@ pub fn create_over_v08(
             );
             let next = "convert it with a configuration of the two nodes that share it, without --max-peers; for fresh \
                         metadata erase the old one first (`wipefs -a -t drbd`)";
-            return refuse("one-slot", message, next.into(), output);
+            return Ok(Some(refuse(volume, "one-slot", message, next, output)));
         }
     };
     if !force {
         let message = format!("{path} holds DRBD metadata v08");
         let next = "repeat with --force to convert it to v09 in place: data, generations and bits stay";
-        return refuse("disk-not-empty", message, next.into(), output);
+        return Ok(Some(refuse(volume, "disk-not-empty", message, next, output)));
     }
     let converted = v08.convert(Some((volume.resource.node.id, peer)));
-    device.write_applied(&converted.encode(), &layout, &[])?;
-    Ok(Some(tell(volume, &path, &layout, output)))
+    device.write_applied(&converted.encode(), &layout, None)?;
+    Ok(Some(tell(volume, &path, &layout, ("v08", "v09"), output)))
+}
+
+fn refuse(volume: &LocalVolume, rule: &str, message: String, next: &str, output: &mut Output) -> Exit {
+    let response = Response::Refused {
+        object: volume.name(),
+        code: 0,
+        rule: rule.into(),
+        state: String::new(),
+        message,
+        next_step: Some(next.into()),
+    };
+    output.failure(&response);
+    Exit(response.exit_code())
 }
 
 fn peers(volume: &LocalVolume) -> Vec<NodeId> {
@@ -71,18 +69,106 @@ fn peers(volume: &LocalVolume) -> Vec<NodeId> {
     volume.resource.node_names.keys().copied().filter(|id| *id != mine).collect()
 }
 
-fn tell(volume: &LocalVolume, path: &str, layout: &Layout, output: &mut Output) -> Exit {
+fn tell(volume: &LocalVolume, path: &str, layout: &Layout, (from, to): (&str, &str), output: &mut Output) -> Exit {
     if output.json {
         output.json_line(&serde_json::json!({
-            "result": "done", "object": volume.name(), "device": path, "max-peers": 1, "converted-from": "v08",
+            "result": "done", "object": volume.name(), "device": path, "max-peers": 1, "converted-from": from,
             "superblock": layout.superblock, "usable-bytes": layout.usable_bytes,
         }));
     } else {
         output.line(&format!(
-            "{}: metadata v08 on {path} converted to v09 (superblock at byte {})",
+            "{}: metadata {from} on {path} converted to {to} (superblock at byte {})",
             volume.name(),
             layout.superblock
         ));
     }
     Exit::DONE
+}
+
+/// `create-md --format v08`: the way back. On v09 metadata only; what is v08 already stays.
+pub fn back_to_v08(volume: &LocalVolume, max_peers: Option<u8>, force: bool, output: &mut Output) -> Exit {
+    let device = match volume.open(false) {
+        Ok(device) => device,
+        Err(e) => return volume.failed(&e, output),
+    };
+    let (superblock, layout) = match device.metadata() {
+        Ok(OnDisk::V08(..)) => return super::done(volume, "the metadata is v08 already; nothing was changed", output),
+        Ok(OnDisk::V09(superblock, layout)) => (superblock, layout),
+        Err(e) => return volume.failed(&e, output),
+    };
+    let path = device.device().path().display().to_string();
+    let peer = match peers(volume).as_slice() {
+        [peer] if max_peers.is_none_or(|n| n == 1) => *peer,
+        others => {
+            let message = format!(
+                "metadata v08 is for two nodes, with one bitmap slot; {} were asked for",
+                max_peers.map_or(others.len(), usize::from)
+            );
+            let next = "convert it with a configuration of the two nodes that share it, without --max-peers";
+            return refuse(volume, "one-slot", message, next, output);
+        }
+    };
+    let geometry = Geometry { max_peers: 1, ..superblock.geometry() };
+    let layout_v08 = match Layout::compute(device.placement, device.size_bytes(), geometry) {
+        Ok(layout) => layout,
+        Err(e) => return volume.failed(&DiskError::Format(e), output),
+    };
+    let nodes = (volume.resource.node.id, peer);
+    let (converted, slot) = match SuperblockV08::from_v09(&superblock, nodes, &layout_v08) {
+        Ok(converted) => converted,
+        Err(e) => {
+            let message = format!("the metadata on {path} cannot become v08: {e}");
+            return refuse(volume, rule(&e), message, &next_step(volume, &e), output);
+        }
+    };
+    if !force {
+        let message = format!("{path} holds DRBD metadata v09");
+        let next = "repeat with --force to convert it to v08 in place: data, generations and bits stay";
+        return refuse(volume, "disk-not-empty", message, next, output);
+    }
+    match write_v08(&device, (&superblock, &layout), (&converted, slot), &layout_v08) {
+        Ok(()) => tell(volume, &path, &layout_v08, ("v09", "v08"), output),
+        Err(e) => volume.failed(&e, output),
+    }
+}
+
+/// With one slot the bitmap lies where it did and only the superblock is written.
+fn write_v08(
+    device: &MetaDevice,
+    (old, old_layout): (&Superblock, &Layout),
+    (new, slot): (&SuperblockV08, Slot),
+    new_layout: &Layout,
+) -> Result<(), DiskError> {
+    let bitmap = match old.max_peers {
+        1 => None,
+        _ => Some(device.bitmap(old, old_layout)?.slot_alone(slot)),
+    };
+    device.rewrite(&rewrite::to_v08(old, new, new_layout, bitmap.as_ref()))
+}
+
+fn rule(error: &Inexpressible) -> &'static str {
+    match error {
+        Inexpressible::LogNotApplied => "apply-al-first",
+        Inexpressible::BitmapBlock { .. } => "bitmap-block-size",
+        Inexpressible::OtherNode { .. } => "node-id",
+        Inexpressible::OtherPeers { .. } => "one-peer",
+        Inexpressible::NoSlot => "no-slot",
+    }
+}
+
+fn next_step(volume: &LocalVolume, error: &Inexpressible) -> String {
+    match error {
+        Inexpressible::LogNotApplied => format!("`replicactl apply-al {}`, then again", volume.name()),
+        Inexpressible::BitmapBlock { .. } => {
+            "make v08 metadata anew with DRBD 8.4's `drbdadm create-md`; the node then needs a full sync".into()
+        }
+        Inexpressible::OtherNode { .. } => "convert it on that node, or correct node-id in the configuration".into(),
+        Inexpressible::OtherPeers { .. } => {
+            "take them out of the configuration and forget them (`drbdmeta ... forget-peer --node-id N`), then again"
+                .into()
+        }
+        Inexpressible::NoSlot => {
+            format!("`replicactl up {0}` and `down {0}` give it one, then again", volume.resource.name)
+        }
+    }
 }

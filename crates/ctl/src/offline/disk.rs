@@ -3,7 +3,10 @@
 use config::MetaDisk;
 use metadata::activity_log::INITIALISED;
 use metadata::layout::superblock_offset;
-use metadata::{Block, FormatError, Found, Layout, Placement, Superblock, SuperblockV08};
+use metadata::rewrite::Batch;
+use metadata::{
+    Bitmap, Block, DeviceFlags, DumpOptions, FormatError, Found, Layout, Placement, Superblock, SuperblockV08,
+};
 use std::fmt;
 use std::path::Path;
 use store::{Backing, OpenOptions, StoreError, sync};
@@ -46,6 +49,53 @@ impl DiskError {
     }
 }
 
+/// Metadata that is there, checked against its device.
+pub enum OnDisk {
+    V08(SuperblockV08, Layout),
+    V09(Box<Superblock>, Layout),
+}
+
+impl OnDisk {
+    /// The superblock of a metadata device of this size.
+    pub fn decode(block: &Block, placement: Placement, device_bytes: u64) -> Result<OnDisk, FormatError> {
+        let offset = superblock_offset(placement, device_bytes)?;
+        if let Ok(superblock) = SuperblockV08::decode(block, offset) {
+            return Ok(OnDisk::V08(superblock, superblock.check(placement, device_bytes)?));
+        }
+        let superblock = Superblock::decode(block, offset)?;
+        let layout = metadata::check(&superblock, placement, device_bytes)?;
+        Ok(OnDisk::V09(Box::new(superblock), layout))
+    }
+    /// As v09 has it; of v08 with a slot that nobody owns.
+    pub fn as_v09(&self) -> (Superblock, &Layout) {
+        match self {
+            OnDisk::V08(superblock, layout) => (superblock.convert(None), layout),
+            OnDisk::V09(superblock, layout) => (Superblock::clone(superblock), layout),
+        }
+    }
+    /// As text. `bitmap`: of the agreed size.
+    pub fn dump(&self, options: DumpOptions<'_>, bitmap: &Bitmap) -> String {
+        let mut text = String::new();
+        let written = match self {
+            OnDisk::V08(superblock, layout) => {
+                metadata::write_dump_v08(&mut text, options, superblock, layout, bitmap.image())
+            }
+            OnDisk::V09(superblock, layout) => {
+                metadata::write_dump(&mut text, options, superblock, layout, bitmap.image())
+            }
+        };
+        written.expect("a String takes everything");
+        text
+    }
+    /// The activity log was applied.
+    pub fn is_clean(&self) -> bool {
+        match self {
+            OnDisk::V08(superblock, _) => !superblock.unclean(),
+            OnDisk::V09(superblock, _) => superblock.flags.contains(DeviceFlags::AL_CLEAN),
+        }
+    }
+}
+
 /// The devices of a volume, held exclusively while this lives.
 pub struct MetaDevice {
     data: Backing,
@@ -70,6 +120,13 @@ impl MetaDevice {
         Ok(MetaDevice { data, meta, placement })
     }
 
+    /// The device that carries the metadata, without the one with the data if that is another.
+    pub fn alone(path: &Path, placement: Placement, read_only: bool) -> Result<MetaDevice, DiskError> {
+        let exclusive = !matches!(placement, Placement::Indexed(_));
+        let data = Backing::open(path, OpenOptions { read_only, exclusive, direct: false })?;
+        Ok(MetaDevice { data, meta: None, placement })
+    }
+
     /// The device that carries the metadata.
     pub fn device(&self) -> &Backing {
         self.meta.as_ref().unwrap_or(&self.data)
@@ -79,25 +136,24 @@ impl MetaDevice {
         self.device().size_bytes()
     }
 
-    /// The superblock, checked against this device.
+    /// Metadata of either format, checked against this device. What is neither is judged as v09.
+    pub fn metadata(&self) -> Result<OnDisk, DiskError> {
+        let offset = superblock_offset(self.placement, self.size_bytes())?;
+        Ok(OnDisk::decode(&self.block(offset)?, self.placement, self.size_bytes())?)
+    }
+
+    /// The v09 superblock, checked against this device.
     pub fn superblock(&self) -> Result<(Superblock, Layout), DiskError> {
         let offset = superblock_offset(self.placement, self.size_bytes())?;
-        let mut block = [0; metadata::BLOCK_BYTES];
-        sync::read_exact_at(self.device(), offset, &mut block)?;
-        let superblock = Superblock::decode(&block, offset)?;
+        let superblock = Superblock::decode(&self.block(offset)?, offset)?;
         let layout = metadata::check(&superblock, self.placement, self.size_bytes())?;
         Ok((superblock, layout))
     }
 
-    /// Metadata of DRBD 8, if that is what is there: its superblock, the block as it is, and where the rest lies.
-    pub fn superblock_v08(&self) -> Result<Option<(SuperblockV08, Block, Layout)>, DiskError> {
-        let offset = superblock_offset(self.placement, self.size_bytes())?;
+    pub fn block(&self, offset: u64) -> Result<Block, DiskError> {
         let mut block = [0; metadata::BLOCK_BYTES];
         sync::read_exact_at(self.device(), offset, &mut block)?;
-        let Ok(superblock) = SuperblockV08::decode(&block, offset) else { return Ok(None) };
-        // As v09 it would have these positions, too: what does not fit the device is refused here.
-        let layout = metadata::check(&superblock.convert(None), self.placement, self.size_bytes())?;
-        Ok(Some((superblock, block, layout)))
+        Ok(block)
     }
 
     /// What is on the device that carries the metadata and would be lost.
@@ -109,6 +165,13 @@ impl MetaDevice {
             found.retain(|found| matches!(found, Found::Drbd { offset, .. } if *offset == own));
         }
         Ok(found)
+    }
+
+    /// How far the file system on this device reaches, if it is one that says so.
+    pub fn file_system_bytes(&self) -> Result<Option<u64>, DiskError> {
+        let mut head = [0; metadata::recognise::FILE_SYSTEM_HEAD_BYTES];
+        self.read_around(0, &mut head)?;
+        Ok(metadata::recognise::file_system_bytes(&head))
     }
 
     /// Reads any range by way of whole blocks of the device.
@@ -124,8 +187,9 @@ impl MetaDevice {
     }
 
     /// The bitmap of the agreed size.
-    pub fn bitmap(&self, superblock: &Superblock, layout: &Layout) -> Result<Vec<u8>, DiskError> {
-        let wanted = superblock.geometry().bitmap_bytes(superblock.last_agreed_bytes).unwrap_or(u64::MAX);
+    pub fn bitmap(&self, superblock: &Superblock, layout: &Layout) -> Result<Bitmap, DiskError> {
+        let geometry = superblock.geometry();
+        let wanted = geometry.bitmap_bytes(superblock.last_agreed_bytes).unwrap_or(u64::MAX);
         // The last page of an external area may be cut off; `check` has compared the rest with the device.
         let on_disk = wanted.min(layout.bitmap_bytes);
         let mut image = vec![0; on_disk as usize];
@@ -133,7 +197,8 @@ impl MetaDevice {
             sync::read_exact_at(self.device(), layout.bitmap, &mut image)?;
         }
         image.resize(wanted as usize, 0);
-        Ok(image)
+        let bits = geometry.bits(superblock.last_agreed_bytes);
+        Ok(Bitmap::from_image(geometry.max_peers, geometry.bitmap_block_bytes, bits, image))
     }
 
     pub fn ring(&self, layout: &Layout) -> Result<Vec<Block>, DiskError> {
@@ -146,29 +211,48 @@ impl MetaDevice {
 
     /// Everything anew, the superblock last: before its flush has returned the device holds no valid new metadata.
     /// An old superblock goes first, or a crash in between would leave it with a bitmap that is not its own.
-    pub fn write_all(&self, superblock: &Superblock, layout: &Layout, bitmap: &[u8]) -> Result<(), DiskError> {
+    pub fn write_all(&self, superblock: &Block, layout: &Layout, bitmap: &[u8]) -> Result<(), DiskError> {
         sync::write_all_at(self.device(), layout.superblock, &[0; metadata::BLOCK_BYTES])?;
         sync::flush(self.device())?;
         self.initialise_ring(layout)?;
         self.write_bitmap(layout, bitmap)?;
         sync::flush(self.device())?;
-        self.write_superblock(&superblock.encode(), layout)
+        self.write_superblock(superblock, layout)
     }
 
     /// The bitmap that gained bits (none: it is complete), then the log that said so, then the superblock that says it was
     /// done.
-    pub fn write_applied(&self, superblock: &Block, layout: &Layout, bitmap: &[u8]) -> Result<(), DiskError> {
-        let on_disk = bitmap.len().min(layout.bitmap_bytes as usize);
-        if on_disk > 0 {
-            sync::write_all_at(self.device(), layout.bitmap, &bitmap[..on_disk])?;
+    pub fn write_applied(&self, superblock: &Block, layout: &Layout, bitmap: Option<&Bitmap>) -> Result<(), DiskError> {
+        if let Some(bitmap) = bitmap {
+            self.write_bits(layout, bitmap)?;
         }
-        sync::flush(self.device())?;
         self.initialise_ring(layout)?;
         sync::flush(self.device())?;
         self.write_superblock(superblock, layout)
     }
 
-    fn write_superblock(&self, superblock: &Block, layout: &Layout) -> Result<(), DiskError> {
+    /// One batch after the other, each durable before the next.
+    pub fn rewrite(&self, batches: &[Batch]) -> Result<(), DiskError> {
+        for batch in batches {
+            for write in batch {
+                self.write_region(write.offset, write.bytes.len() as u64 + write.zeroes, &write.bytes)?;
+            }
+            sync::flush(self.device())?;
+        }
+        Ok(())
+    }
+
+    /// The bitmap of the agreed size, durable on return.
+    pub fn write_bits(&self, layout: &Layout, bitmap: &Bitmap) -> Result<(), DiskError> {
+        let on_disk = bitmap.image().len().min(layout.bitmap_bytes as usize);
+        if on_disk > 0 {
+            sync::write_all_at(self.device(), layout.bitmap, &bitmap.image()[..on_disk])?;
+        }
+        Ok(sync::flush(self.device())?)
+    }
+
+    /// One block, durable on return.
+    pub fn write_superblock(&self, superblock: &Block, layout: &Layout) -> Result<(), DiskError> {
         sync::write_all_at(self.device(), layout.superblock, superblock)?;
         Ok(sync::flush(self.device())?)
     }
@@ -180,21 +264,25 @@ impl MetaDevice {
         Ok(())
     }
 
-    /// `bitmap` from the start of the area, zeroes after it. What already is as it should be is not written: a sparse
-    /// file stays sparse, and a disk of many TiB takes seconds.
     fn write_bitmap(&self, layout: &Layout, bitmap: &[u8]) -> Result<(), DiskError> {
+        self.write_region(layout.bitmap, layout.bitmap_bytes, bitmap)
+    }
+
+    /// `bytes` from `offset` on, zeroes after them up to `len_bytes`. What already is as it should be is not written: a
+    /// sparse file stays sparse, and a disk of many TiB takes seconds.
+    fn write_region(&self, offset: u64, len_bytes: u64, bytes: &[u8]) -> Result<(), DiskError> {
         let mut present = vec![0; CHUNK_BYTES];
         let mut wanted = vec![0; CHUNK_BYTES];
         let mut done: u64 = 0;
-        while done < layout.bitmap_bytes {
-            let len = (layout.bitmap_bytes - done).min(CHUNK_BYTES as u64) as usize;
-            let given = bitmap.get(done as usize..).unwrap_or(&[]);
+        while done < len_bytes {
+            let len = (len_bytes - done).min(CHUNK_BYTES as u64) as usize;
+            let given = bytes.get(done as usize..).unwrap_or(&[]);
             let given = &given[..given.len().min(len)];
             wanted.fill(0);
             wanted[..given.len()].copy_from_slice(given);
-            sync::read_exact_at(self.device(), layout.bitmap + done, &mut present[..len])?;
+            sync::read_exact_at(self.device(), offset + done, &mut present[..len])?;
             if present[..len] != wanted[..len] {
-                sync::write_all_at(self.device(), layout.bitmap + done, &wanted[..len])?;
+                sync::write_all_at(self.device(), offset + done, &wanted[..len])?;
             }
             done += len as u64;
         }

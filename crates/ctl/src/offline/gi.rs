@@ -42,7 +42,7 @@ pub fn show(
 }
 
 /// Device flags in the order of the line.
-const DEVICE: [(DeviceFlags, &str); 7] = [
+pub const DEVICE: [(DeviceFlags, &str); 7] = [
     (DeviceFlags::CONSISTENT, "consistent"),
     (DeviceFlags::WAS_UP_TO_DATE, "was up to date"),
     (DeviceFlags::PRIMARY_INDICATOR, "primary indicator"),
@@ -52,7 +52,8 @@ const DEVICE: [(DeviceFlags, &str); 7] = [
     (DeviceFlags::LOST_QUORUM, "primary lost quorum"),
 ];
 
-const PEER: [(PeerFlags, &str); 5] = [
+/// Flags of the peer, behind those of the device.
+pub const PEER: [(PeerFlags, &str); 5] = [
     (PeerFlags::CONNECTED, "connected"),
     (PeerFlags::OUTDATED, "peer outdated"),
     (PeerFlags::FENCING, "fencing"),
@@ -60,7 +61,8 @@ const PEER: [(PeerFlags, &str); 5] = [
     (PeerFlags::DEVICE_SEEN, "peer's disk seen"),
 ];
 
-fn line(superblock: &Superblock, peer: NodeId) -> String {
+/// One line, as scripts read it.
+pub fn line(superblock: &Superblock, peer: NodeId) -> String {
     let record = superblock.peer(peer);
     let uuids = [superblock.current_uuid, record.bitmap_uuid, superblock.history[0], superblock.history[1]];
     let device = DEVICE.iter().map(|(flag, _)| superblock.flags.contains(*flag));
@@ -70,7 +72,8 @@ fn line(superblock: &Superblock, peer: NodeId) -> String {
     format!("{}:{}", uuids.join(":"), digits.join(":"))
 }
 
-fn explained(volume: &str, superblock: &Superblock, peer: NodeId, name: &str) -> String {
+/// For people.
+pub fn explained(volume: &str, superblock: &Superblock, peer: NodeId, name: &str) -> String {
     let record = superblock.peer(peer);
     let mut text = format!("{volume} towards {name} (node-id {peer}), from the metadata\n");
     let mut row = |what: &str, value: String| text.push_str(&format!("  {what:<22}{value}\n"));

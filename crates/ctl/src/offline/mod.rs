@@ -2,31 +2,41 @@
 //! daemon holds is refused by the exclusive open.
 
 mod convert;
-mod disk;
-mod gi;
+pub mod disk;
+pub mod dump;
+pub mod gi;
+pub mod last_size;
+pub mod resize;
 
-use crate::args::{Cmd, Global, One};
+use crate::args::{Cmd, Format, Global, One};
 use crate::client::ClientError;
-use crate::online::utc;
 use crate::output::{Exit, Output};
 use config::{Config, LocalResource, Volume};
 use control::{Response, Target};
-use disk::{DiskError, MetaDevice};
-use metadata::{Bitmap, DeviceFlags, DumpOptions, Geometry, Layout, Superblock};
+use disk::{DiskError, MetaDevice, OnDisk};
+use last_size::LastSize;
+use metadata::{Bitmap, DeviceFlags, Geometry, Layout, Placement, Recovery, Superblock};
+use resize::{Resized, Unmoved};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
-use std::time::SystemTime;
+use std::path::PathBuf;
 
 /// `None`: not a command of this room.
 pub fn run(cmd: &Cmd, global: &Global, output: &mut Output) -> Option<Exit> {
     Some(match cmd {
-        Cmd::CreateMd { target, max_peers, force } => {
+        Cmd::CreateMd { target, max_peers, format: Format::V09, force } => {
             each(target, global, output, |volume, output| create_md(volume, *max_peers, *force, output))
         }
-        Cmd::DumpMd { target, force } => each(target, global, output, |volume, output| dump_md(volume, *force, output)),
-        Cmd::RestoreMd { target, file, force } => restore_command(target, file, *force, global, output),
+        Cmd::CreateMd { target, max_peers, format: Format::V08, force } => {
+            each(target, global, output, |volume, output| convert::back_to_v08(volume, *max_peers, *force, output))
+        }
+        Cmd::DumpMd { target, force } => {
+            each(target, global, output, |volume, output| dump::dump_md(volume, *force, output))
+        }
+        Cmd::RestoreMd { target, file, force } => dump::restore_command(target, file, *force, global, output),
         Cmd::ApplyAl(One { target }) => each(target, global, output, apply_al),
+        Cmd::CheckResize { target, old_size } => {
+            each(target, global, output, |volume, output| check_resize(volume, *old_size, output))
+        }
         _ => return None,
     })
 }
@@ -58,6 +68,8 @@ pub fn fallback(cmd: &Cmd, global: &Global, output: &mut Output, error: &ClientE
 pub struct LocalVolume {
     pub resource: LocalResource,
     pub volume: Volume,
+    /// Where the size of its disk is remembered.
+    size_file: PathBuf,
 }
 
 impl LocalVolume {
@@ -68,6 +80,27 @@ impl LocalVolume {
     fn open(&self, read_only: bool) -> Result<MetaDevice, DiskError> {
         let disk = self.volume.disk.path().expect("diskless volumes were left out");
         MetaDevice::open(disk, &self.volume.meta_disk, read_only)
+    }
+    fn last_size(&self) -> Option<LastSize> {
+        last_size::recall(&self.size_file)
+    }
+    /// After whatever wrote internal metadata. A folder that cannot be written is no reason to fail.
+    fn remember(&self, device: &MetaDevice, device_uuid: u64, output: &mut Output) {
+        if device.placement != Placement::Internal {
+            return;
+        }
+        let last = LastSize { bytes: device.size_bytes(), device_uuid };
+        if self.last_size() == Some(last) {
+            return;
+        }
+        if let Err(e) = last_size::remember(&self.size_file, device.device().path(), last) {
+            let file = self.size_file.display();
+            let name = self.name();
+            output.remark(&format!(
+                "{name}: cannot remember the size of the disk in {file}: {e}; after growth, \
+                                    check-resize will ask for it"
+            ));
+        }
     }
     fn failed(&self, error: &DiskError, output: &mut Output) -> Exit {
         let hint = match error {
@@ -110,7 +143,8 @@ fn volumes(target: &Target, global: &Global, output: &mut Output) -> Result<Vec<
         }
         for volume in resource.volumes() {
             if target.volume.is_none_or(|number| number == volume.number.get()) && volume.disk.path().is_some() {
-                found.push(LocalVolume { resource: resource.clone(), volume: volume.clone() });
+                let size_file = global.state_dir().join(format!("{}.{}.lkbd", resource.name, volume.number));
+                found.push(LocalVolume { resource: resource.clone(), volume: volume.clone(), size_file });
             }
         }
     }
@@ -165,9 +199,10 @@ fn create_md(volume: &LocalVolume, max_peers: Option<u8>, force: bool, output: &
         Ok(number) => number,
         Err(e) => return output.error(Exit::FAILED, format!("{}: no random numbers: {e}", volume.name())),
     };
-    if let Err(e) = device.write_all(&superblock, &layout, &[]) {
+    if let Err(e) = device.write_all(&superblock.encode(), &layout, &[]) {
         return volume.failed(&e, output);
     }
+    volume.remember(&device, superblock.device_uuid, output);
     let path = device.device().path().display().to_string();
     if output.json {
         output.json_line(&serde_json::json!({
@@ -222,132 +257,102 @@ fn random() -> Result<u64, getrandom::Error> {
     getrandom::u64().map(|number| number.max(1))
 }
 
-fn dump_md(volume: &LocalVolume, force: bool, output: &mut Output) -> Exit {
-    match dump_text(volume, force) {
-        Ok(Some(text)) => output.text(&text),
-        Ok(None) => {
-            let text = format!(
-                "{}: the activity log is not applied, so the bitmap misses blocks; run `replicactl apply-al {0}` first, \
-                 or look at it with --force",
-                volume.name()
-            );
-            return output.error(Exit(255), text);
-        }
-        Err(e) => return volume.failed(&e, output),
-    }
-    Exit::DONE
-}
-
-/// `None`: unclean and not forced.
-fn dump_text(volume: &LocalVolume, force: bool) -> Result<Option<String>, DiskError> {
-    let device = volume.open(true)?;
-    let (superblock, layout) = device.superblock()?;
-    if !superblock.flags.contains(DeviceFlags::AL_CLEAN) && !force {
-        return Ok(None);
-    }
-    let image = device.bitmap(&superblock, &layout)?;
-    let command = format!("{}> replicactl dump-md {}", volume.resource.node.name, volume.name());
-    // drbdmeta before 9.27 refuses the member mask: only what has one says so.
-    let members = superblock.members != 0;
-    let options = DumpOptions { time: &utc(SystemTime::now()), command: &command, members };
-    let mut text = String::new();
-    metadata::write_dump(&mut text, options, &superblock, &layout, &image).expect("a String takes everything");
-    Ok(Some(text))
-}
-
-/// A dump belongs to one volume.
-fn restore_command(target: &Target, file: &Path, force: bool, global: &Global, output: &mut Output) -> Exit {
-    let volumes = match volumes(target, global, output) {
-        Ok(volumes) => volumes,
-        Err(exit) => return exit,
-    };
-    let [volume] = &volumes[..] else {
-        let text = format!("{target} has {} volumes with a disk; name one, as in {}", volumes.len(), volumes[0].name());
-        return output.error(Exit::USAGE, text);
-    };
-    let text = match read_dump(file) {
-        Ok(text) => text,
-        Err(e) => {
-            return output.error(Exit::FAILED, format!("cannot read the dump {}: {e}", file.display()));
-        }
-    };
-    let dump = match metadata::parse_dump(&text) {
-        Ok(dump) => dump,
-        Err(e) => {
-            return output.error(Exit(10), format!("{} is no dump of metadata v09: {e}", file.display()));
-        }
-    };
-    restore_md(volume, &dump, force, output)
-}
-
-/// `/dev/zero` and its kin have no end.
-fn read_dump(file: &Path) -> io::Result<String> {
-    if std::fs::metadata(file)?.file_type().is_char_device() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a device; give a file, or a pipe"));
-    }
-    std::fs::read_to_string(file)
-}
-
-fn restore_md(volume: &LocalVolume, dump: &metadata::Dump, force: bool, output: &mut Output) -> Exit {
-    let device = match volume.open(false) {
-        Ok(device) => device,
-        Err(e) => return volume.failed(&e, output),
-    };
-    let restored = match metadata::restore(dump, device.placement, device.size_bytes()) {
-        Ok(restored) => restored,
-        Err(e) => return volume.failed(&DiskError::Format(e), output),
-    };
-    if let Some(exit) = refuse_occupied(volume, &device, force, "restore-md", output) {
-        return exit;
-    }
-    match device.write_all(&restored.superblock, &restored.layout, &restored.bitmap) {
-        Ok(()) => done(volume, "metadata restored", output),
-        Err(e) => volume.failed(&e, output),
-    }
-}
-
 fn apply_al(volume: &LocalVolume, output: &mut Output) -> Exit {
-    match try_apply_al(volume) {
+    match try_apply_al(volume, output) {
         Ok(text) => done(volume, &text, output),
         Err(e) => volume.failed(&e, output),
     }
 }
 
-fn try_apply_al(volume: &LocalVolume) -> Result<String, DiskError> {
+fn try_apply_al(volume: &LocalVolume, output: &mut Output) -> Result<String, DiskError> {
     let device = volume.open(false)?;
-    let v08 = device.superblock_v08()?;
-    let (mut superblock, layout) = match &v08 {
-        Some((v08, _, layout)) => (v08.convert(None), *layout),
-        None => device.superblock()?,
-    };
-    let clean = v08.as_ref().map_or(superblock.flags.contains(DeviceFlags::AL_CLEAN), |(v08, ..)| !v08.unclean());
-    if clean {
-        return Ok("the activity log was applied already".into());
+    follow_growth(volume, &device, output);
+    let found = device.metadata()?;
+    volume.remember(&device, found.as_v09().0.device_uuid, output);
+    Ok(match apply_log(&device, &found)? {
+        Applied::WasClean => "the activity log was applied already".into(),
+        Applied::Now { recovery: Recovery::Hot { extents, .. }, .. } => {
+            format!("{} hot extents marked in the bitmap", extents.len())
+        }
+        Applied::Now { recovery: Recovery::MarkEverything { reason }, .. } => {
+            format!("everything marked for resync: {reason}")
+        }
+        Applied::Now { .. } => "no extent was hot".into(),
+    })
+}
+
+/// What applying a log came to.
+pub enum Applied {
+    WasClean,
+    /// `newly_bytes`: of storage that was marked, all slots together.
+    Now {
+        recovery: Recovery,
+        newly_bytes: u64,
+    },
+}
+
+/// Merges the log into the bitmaps and initialises it; durable on return.
+pub fn apply_log(device: &MetaDevice, found: &OnDisk) -> Result<Applied, DiskError> {
+    if found.is_clean() {
+        return Ok(Applied::WasClean);
     }
+    let (mut superblock, layout) = found.as_v09();
     let geometry = superblock.geometry();
     let primary = superblock.flags.contains(DeviceFlags::PRIMARY_INDICATOR);
-    let ring = device.ring(&layout)?;
-    let recovery = match &v08 {
-        Some((v08, ..)) => v08.recover(&ring),
-        None => metadata::recover(&ring, geometry.al_stripes, geometry.al_stripe_4k, superblock.al_slots, primary),
-    };
-    let image = device.bitmap(&superblock, &layout)?;
-    let bits = geometry.bits(superblock.last_agreed_bytes);
-    let mut bitmap = Bitmap::from_image(geometry.max_peers, geometry.bitmap_block_bytes, bits, image);
-    metadata::apply_al(&mut superblock, &mut bitmap, &recovery);
-    let block = match v08 {
-        Some((v08, mut block, _)) => {
-            metadata::v08::mark_applied(&mut block, &v08);
-            block
+    let ring = device.ring(layout)?;
+    let recovery = match found {
+        OnDisk::V08(v08, _) => v08.recover(&ring),
+        OnDisk::V09(..) => {
+            metadata::recover(&ring, geometry.al_stripes, geometry.al_stripe_4k, superblock.al_slots, primary)
         }
-        None => superblock.encode(),
     };
-    device.write_applied(&block, &layout, bitmap.image())?;
-    Ok(match recovery {
-        metadata::Recovery::Hot { extents, .. } => format!("{} hot extents marked in the bitmap", extents.len()),
-        metadata::Recovery::MarkEverything { reason } => format!("everything marked for resync: {reason}"),
-        _ => "no extent was hot".into(),
-    })
+    let mut bitmap = device.bitmap(&superblock, layout)?;
+    let set = |bitmap: &Bitmap| bitmap.slots().map(|slot| bitmap.count(slot)).sum::<u64>();
+    let before = set(&bitmap);
+    metadata::apply_al(&mut superblock, &mut bitmap, &recovery);
+    let block = match found {
+        OnDisk::V08(v08, _) => v08.applied().encode(),
+        OnDisk::V09(..) => superblock.encode(),
+    };
+    device.write_applied(&block, layout, Some(&bitmap))?;
+    let newly_bytes = (set(&bitmap) - before) * u64::from(geometry.bitmap_block_bytes);
+    Ok(Applied::Now { recovery, newly_bytes })
+}
+
+/// As DRBD's tools before an attach: metadata that growth left behind moves first. Where it cannot, the caller finds none.
+fn follow_growth(volume: &LocalVolume, device: &MetaDevice, output: &mut Output) {
+    let last = volume.last_size().filter(|last| last.bytes < device.size_bytes());
+    if last.is_none() || device.placement != Placement::Internal {
+        return;
+    }
+    match resize::check_resize(device, last) {
+        Ok(Resized::InPlace { .. }) => {}
+        Ok(moved) => output.remark(&format!("{}: {moved}", volume.name())),
+        Err(e) => output.remark(&format!("{}: {e}", volume.name())),
+    }
+}
+
+fn check_resize(volume: &LocalVolume, old_size: Option<u64>, output: &mut Output) -> Exit {
+    let device = match volume.open(false) {
+        Ok(device) => device,
+        Err(e) => return volume.failed(&e, output),
+    };
+    if device.placement != Placement::Internal {
+        return done(volume, "external metadata does not move with the size; nothing was changed", output);
+    }
+    let given = old_size.map(|bytes| LastSize { bytes, device_uuid: 0 });
+    match resize::check_resize(&device, given.or_else(|| volume.last_size())) {
+        Ok(resized) => {
+            volume.remember(&device, resized.device_uuid(), output);
+            done(volume, &resized.to_string(), output)
+        }
+        Err(Unmoved::Disk(e)) => volume.failed(&e, output),
+        Err(e @ Unmoved::Unknown(_)) => {
+            let hint = "if it has grown, give the size in bytes that it had before with --old-size; else restore-md from a dump";
+            output.error(Exit(e.exit_code()), format!("{}: {e}; {hint}", volume.name()))
+        }
+        Err(e) => output.error(Exit(e.exit_code()), format!("{}: {e}", volume.name())),
+    }
 }
 
 fn done(volume: &LocalVolume, text: &str, output: &mut Output) -> Exit {

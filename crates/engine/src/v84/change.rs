@@ -14,6 +14,7 @@ use wire::{Message, Socket};
 use crate::Engine;
 use crate::connect::End;
 use crate::twophase::Change;
+use crate::verify::VerifySpan;
 
 /// A later version than this in the peer's offer: it is a DRBD 9, which puts its own numbers of disk states into
 /// requests.
@@ -53,6 +54,7 @@ impl Engine {
             Change::InvalidateRemote { volume, .. } => {
                 of_volume(volume, none.with_replication(ReplicationState::StartingSyncS))
             }
+            Change::Verify { volume, .. } => of_volume(volume, none.with_replication(ReplicationState::VerifyS)),
             Change::Disconnect { .. } => {
                 alloc::vec![(None, none.with_connection(ConnectionState::Disconnecting))]
             }
@@ -120,6 +122,7 @@ impl Engine {
             return match ReplicationState::from_wire(conn)? {
                 ReplicationState::StartingSyncT => Some(Change::Invalidate { volume: number, peer }),
                 ReplicationState::StartingSyncS => Some(Change::InvalidateRemote { volume: number, peer }),
+                ReplicationState::VerifyS => Some(Change::Verify { volume: number, peer, span: VerifySpan::default() }),
                 _ => None,
             };
         }
@@ -148,6 +151,16 @@ impl Engine {
         if full_sync && self.peer(peer).volumes[&number].replication != ReplicationState::Established {
             return reply::RESYNC_RUNNING;
         }
+        if let Change::Verify { volume, .. } = change
+            && let Err(refusal) = self.check_verify(volume, peer)
+        {
+            // Named by this node's disks: what is local here is remote there.
+            return match refusal.code {
+                -4 => -5,
+                -5 => -4,
+                code => code,
+            };
+        }
         if self.allows(change, peer) {
             return reply::SUCCESS;
         }
@@ -171,6 +184,7 @@ impl Engine {
             Some(Change::InvalidateRemote { volume, .. }) => {
                 self.start_full_sync(peer, volume, false, "the peer invalidated this node's data");
             }
+            Some(Change::Verify { volume, span, .. }) => self.begin_verify(peer, volume, false, span),
             _ => {}
         }
     }

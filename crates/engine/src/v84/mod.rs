@@ -44,6 +44,7 @@ use crate::replica::Stage;
 use crate::resync::ResyncRequest;
 use crate::slab::Key;
 use crate::state::Deferred;
+use crate::verify::VerifyBlock;
 use crate::volume::Backing;
 
 /// First version whose resync packets carry block ids.
@@ -101,6 +102,14 @@ impl Engine {
                 request.block_id = ID_SYNCER;
                 Message::RsDataRequest(request)
             }
+            Message::CsumRsRequest { mut request, digest } => {
+                request.block_id = ID_SYNCER;
+                Message::CsumRsRequest { request, digest }
+            }
+            Message::OvRequest(mut request) => {
+                request.block_id = ID_SYNCER;
+                Message::OvRequest(request)
+            }
             Message::RsNegAck(mut ack) => {
                 ack.block_id = ID_SYNCER;
                 Message::NegAck(ack)
@@ -135,11 +144,16 @@ impl Engine {
     pub(crate) fn with_resync_ids(&self, peer: NodeId, volume: Option<VolumeNumber>, message: Message) -> Message {
         let Some(number) = volume.filter(|_| !self.has_resync_ids(peer)) else { return message };
         let open = |range: ByteRange, r: &ResyncRequest| {
-            r.peer == peer && r.volume == number && r.range == range && r.payload.is_none() && !r.writing
+            r.peer == peer && r.volume == number && r.range == range && r.awaits_answer()
+        };
+        let verified = |range: ByteRange| {
+            let of_it = |b: &&VerifyBlock| b.peer == peer && b.volume == number && b.range == range && b.is_asked();
+            self.verify_blocks.iter().find(|(_, b)| of_it(b)).map(|(key, _)| Engine::verify_id(key))
         };
         let key_of = |range: ByteRange, id: u64| {
             let found = self.resync_requests.iter().filter(|(_, r)| open(range, r));
-            found.min_by_key(|(_, r)| !r.orphan).map_or(id, |(key, _)| key)
+            let resync = found.min_by_key(|(_, r)| !r.orphan).map(|(key, _)| key);
+            resync.or_else(|| verified(range)).unwrap_or(id)
         };
         match message {
             Message::RsDataReply(mut head) => {
@@ -165,6 +179,18 @@ impl Engine {
             Message::CsumRsRequest { mut request, digest } => {
                 request.block_id = ID_SYNCER;
                 Message::CsumRsRequest { request, digest }
+            }
+            Message::RsIsInSync(mut ack) => {
+                ack.block_id = key_of(ack.range, ack.block_id);
+                Message::RsIsInSync(ack)
+            }
+            Message::OvRequest(mut request) => {
+                request.block_id = ID_SYNCER;
+                Message::OvRequest(request)
+            }
+            Message::OvReply { mut request, digest } => {
+                request.block_id = verified(request.range).unwrap_or(request.block_id);
+                Message::OvReply { request, digest }
             }
             Message::NegAck(ack) if ack.block_id == ID_SYNCER => Message::RsNegAck(ack),
             other => other,
@@ -212,7 +238,7 @@ impl Engine {
     fn check_generations_84(&mut self, peer: NodeId, number: VolumeNumber) {
         let Some(device) = self.peers.get(&peer).and_then(|p| p.volumes.get(&number)) else { return };
         let Some(theirs) = device.uuids.as_ref().map(|u| u.current) else { return };
-        let idle = device.replication == ReplicationState::Established && self.peer(peer).is_connected();
+        let idle = device.is_settled() && self.peer(peer).is_connected();
         let good = device.disk == DiskState::UpToDate && self.volume(number).disk == DiskState::UpToDate;
         let mine = self.volume(number).current_uuid();
         if idle && good && !theirs.is_just_created() && !theirs.same(mine) {
@@ -413,6 +439,7 @@ impl Engine {
             push(backing, uuid);
         }
         backing.superblock.current_uuid = theirs.current.with_primary_bit(primary);
+        backing.writer.want_data_first();
         backing.touch();
         self.peer_is_equal(peer, number);
         self.when_durable(number, Deferred::ResyncFinished { peer });

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use engine::*;
 use types::*;
+use wire::digest::Digest;
 use wire::{Context, Header, HeaderForm, Message, Socket};
 
 use super::disk::{Disk, Stamp, sectors};
@@ -55,6 +56,8 @@ pub struct Node {
     links: BTreeMap<NodeId, Link>,
     /// Peers that the engine wants to reach, and from when on.
     wants: BTreeMap<NodeId, Time>,
+    /// Digests that the engine asked for, not answered yet.
+    digests: VecDeque<(DigestId, Digest)>,
     reads: BTreeMap<RequestId, PayloadId>,
     open_requests: BTreeSet<RequestId>,
 }
@@ -95,6 +98,7 @@ impl Node {
             payloads_made: 0,
             links: BTreeMap::new(),
             wants: BTreeMap::new(),
+            digests: VecDeque::new(),
             reads: BTreeMap::new(),
             open_requests: BTreeSet::new(),
         }
@@ -204,6 +208,9 @@ impl Cluster {
             let known = self.nodes[me].payloads.remove(&payload);
             assert!(known.is_some(), "{}: {payload:?} was released twice", self.nodes[me].name);
         }
+        if let Some((id, digest)) = self.nodes[me].digests.pop_front() {
+            self.handle(me, Input::DigestDone { id, digest });
+        }
     }
 
     pub fn link_up(&mut self, a: usize, b: usize, arbiter: usize) {
@@ -266,6 +273,7 @@ impl Cluster {
         node.payloads.clear();
         node.links.clear();
         node.wants.clear();
+        node.digests.clear();
         node.reads.clear();
         node.open_requests.clear();
         node.disks.values_mut().for_each(Disk::crash);
@@ -317,6 +325,10 @@ impl Cluster {
                     _ => None,
                 };
                 node.ios.push_back(DiskIo { volume, io, op, stamps });
+            }
+            Effect::Digest { id, payload, algorithm } => {
+                let bytes: Vec<u8> = self.nodes[me].payloads[&payload].iter().flat_map(|s| s.to_le_bytes()).collect();
+                self.nodes[me].digests.push_back((id, algorithm.digest(&bytes)));
             }
             Effect::Send { peer, link, socket, volume, message, payload } => {
                 self.send(me, peer, link, socket, volume, &message, payload);

@@ -132,6 +132,16 @@ impl Disk {
         None
     }
 
+    /// Bits rot: other data is on stable storage, and nothing wrote it.
+    pub fn corrupt(&mut self, range: ByteRange) {
+        self.write(range, std::iter::repeat(Stamp::MAX - 1), true);
+    }
+
+    /// This is on stable storage, and nothing wrote it.
+    pub fn put(&mut self, range: ByteRange, stamps: Vec<Stamp>) {
+        self.write(range, stamps.into_iter(), true);
+    }
+
     /// Power loss.
     pub fn crash(&mut self) {
         self.data_volatile.clear();

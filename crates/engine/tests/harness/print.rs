@@ -134,6 +134,14 @@ pub fn message(message: &Message, names: &mut Names) -> String {
         M::RsDataRequest(r) => format!("RS_DATA_REQUEST {}", request(r)),
         M::RsThinRequest(r) => format!("RS_THIN_REQ {}", request(r)),
         M::RsDataReply(h) => format!("RS_DATA_REPLY {}", data(h)),
+        M::CsumRsRequest { request: r, .. } => format!("CSUM_RS_REQUEST {}", request(r)),
+        M::RsIsInSync(a) => format!("RS_IS_IN_SYNC {}", ack(a)),
+        M::OvRequest(r) => format!("OV_REQUEST {}", request(r)),
+        M::OvReply { request: r, .. } => format!("OV_REPLY {}", request(r)),
+        M::OvResult { ack: a, result } => {
+            let word = ["skipped", "in sync", "out of sync"].get(*result as usize).unwrap_or(&"?");
+            format!("OV_RESULT {} {word}", ack(a))
+        }
         M::Bitmap(BitmapChunk::Plain(bytes)) => format!("BITMAP {} bytes", bytes.len()),
         M::Bitmap(BitmapChunk::Compressed(bytes)) => format!("COMPRESSED_BITMAP {} bytes", bytes.len()),
         M::TwopcPrepare(p) => {
@@ -238,6 +246,13 @@ pub fn event(event: &Event, names: &mut Names) -> String {
         }
         Event::ResyncFinished { peer, volume, source, failed_blocks, .. } => {
             format!("resync {peer}/{volume} finished as {}, {failed_blocks} failed", side(*source))
+        }
+        Event::VerifyStarted { peer, volume, driving, from, to } => {
+            format!("verify {peer}/{volume} started as {}, {from} to {to}", side(*driving))
+        }
+        Event::VerifyFinished { peer, volume, driving, different, skipped, complete, .. } => {
+            let how = if *complete { "finished" } else { "interrupted" };
+            format!("verify {peer}/{volume} {how} as {}, {different} different, {skipped} skipped", side(*driving))
         }
         Event::Size { volume, bytes } => format!("size {volume} {bytes}"),
         Event::Protocol { peer, from, to, reason } => format!("protocol towards {peer} {from:?} -> {to:?} ({reason})"),

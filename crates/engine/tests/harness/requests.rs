@@ -214,6 +214,7 @@ impl<D: Doors> Rig<D> {
                 other.inbox.push_back(Input::Received { peer: from, link, socket, volume, message, payload });
             }
             Effect::CloseLink { .. } => panic!("a link of {} was closed", self.nodes[me].id),
+            Effect::Digest { .. } => panic!("nothing is compared here"),
             Effect::Release { .. }
             | Effect::Copy { .. }
             | Effect::LinkContext { .. }

@@ -3,7 +3,8 @@
 //!
 //! - `nodes a=0 b=1 [protocol=C] [volumes=1] [peers=1]`: who there is. First command of a file.
 //! - `config NODE KEY=VALUE…`: protocol, secret, al (extents), peer (wrong id of the only peer), diskless (yes),
-//!   diskful-peers (ids), size (limit), on-io-error, on-no-data, epoch (writes), csums, max-rate (KiB/s), ping-timeout;
+//!   diskful-peers (ids), size (limit), on-io-error, on-no-data, epoch (writes), csums, verify (hashes), max-rate (KiB/s),
+//!   ping-timeout, dialect (84);
 //!   before its first `attach`.
 //! - `attach NODE[/V] fresh [size=8M] [stamp=N]`, `attach NODE[/V]` (the image as it is), `detach NODE [force]`.
 //! - `connect a b` (whoever is StandAlone), `connect a->b [discard-my-data]`, `disconnect a->b [force]`.
@@ -12,7 +13,9 @@
 //!   `crash a`, `restart a` (starts and attaches from the durable image), `tick 10s`, `step N` (rounds: each socket a message, each
 //!   disk an operation), `settle` (all that needs no time), `run [3s]`.
 //! - `promote a [force]`, `demote a`, `invalidate a`, `invalidate-remote a->b`, `pause-sync a->b`, `resume-sync a->b`,
-//!   `outdate a`, `new-current-uuid a [clear-bitmap]`.
+//!   `outdate a`, `new-current-uuid a [clear-bitmap]`, `verify a->b [start=0] [stop=8M]`.
+//! - `corrupt a[/V] 0+4096`: the disk has other data there from now on, and nobody was told. `same a b 0+4096`: b's disk
+//!   has a's data there.
 //! - `change a KEY=VALUE…`: keys of `config`, all that follows from them as new options of the running node.
 //! - `write a[/V] 0+4096 [fua] [xN STRIDE]`, `read`, `discard`, `write-zeroes … [may-unmap]`, `flush a`.
 //! - `status a`, `bits a`, `uuids a` (durable), `compare a b`, `log none|events|all [WORD…]` (only lines with one of
@@ -151,6 +154,15 @@ fn execute(cluster: &mut Cluster, line: &str) {
         "settle" => cluster.settle(),
         "run" => cluster.run(rest.first().map_or(Duration::from_secs(3), |t| duration(t))),
         "write" | "read" | "discard" | "write-zeroes" | "flush" => submit(cluster, verb, rest),
+        "corrupt" => {
+            let (me, volume) = target(cluster, rest[0]);
+            cluster.nodes[me].disks.get_mut(&volume).expect("a disk").corrupt(byte_range(rest[1]));
+        }
+        "same" => {
+            let (a, b, range) = (cluster.index(rest[0]), cluster.index(rest[1]), byte_range(rest[2]));
+            let stamps = cluster.nodes[a].disks[&V0].read(range);
+            cluster.nodes[b].disks.get_mut(&V0).expect("a disk").put(range, stamps);
+        }
         "status" => status(cluster, cluster.index(rest[0])),
         "bits" => bits(cluster, cluster.index(rest[0])),
         "uuids" => uuids(cluster, cluster.index(rest[0])),
@@ -192,6 +204,8 @@ fn configure(cluster: &mut Cluster, words: &[&str]) {
             "on-io-error" => config.volumes.values_mut().for_each(|v| v.on_io_error = OnIoError::PassOn),
             "on-no-data" => config.on_no_data = OnNoData::SuspendIo,
             "epoch" => config.peers.values_mut().for_each(|p| p.epoch_writes_max = value.parse().expect("a number")),
+            "verify" => config.peers.values_mut().for_each(|p| p.verify_alg = value.into()),
+            "dialect" => config.peers.values_mut().for_each(|p| p.dialects = wire::version::Dialects::V84),
             "csums" => config.peers.values_mut().for_each(|p| p.csums_alg = value.into()),
             "max-rate" => {
                 config.peers.values_mut().for_each(|p| p.resync.max_rate_kib = value.parse().expect("a number"))
@@ -350,6 +364,12 @@ fn operator(cluster: &mut Cluster, verb: &str, words: &[&str]) {
             "invalidate-remote" => Command::InvalidateRemote { volume: V0, peer },
             "pause-sync" => Command::PauseSync { volume: V0, peer },
             "resume-sync" => Command::ResumeSync { volume: V0, peer },
+            "verify" => Command::Verify {
+                volume: V0,
+                peer,
+                start: value(words, "start").map(size),
+                stop: value(words, "stop").map(size),
+            },
             _ => panic!("unknown command {verb:?} between two nodes"),
         };
         return cluster.command(me, command);
@@ -384,6 +404,9 @@ fn status(cluster: &mut Cluster, me: usize) {
         for (number, device) in &peer.volumes {
             let (replication, disk) = (device.replication, device.disk);
             text += &format!(", {number} {replication} {disk} out-of-sync {}", device.out_of_sync_bytes);
+            if device.equal_by_csum_bytes > 0 {
+                text += &format!(" equal-by-csum {}", device.equal_by_csum_bytes);
+            }
         }
     }
     cluster.say(Verbosity::None, text);

@@ -106,6 +106,8 @@ fn visit(message: &mut Message, f: &mut dyn FnMut(Space, String, Origin, &mut u6
         }
         Message::CsumRsRequest { request, .. } => block(Origin::Sender, &mut request.block_id),
         // The id is that of the target's request, which sends this.
+        Message::OvResult { ack, .. } => block(Origin::SenderBefore, &mut ack.block_id),
+        Message::OvReply { request, .. } => block(Origin::Receiver, &mut request.block_id),
         Message::RsWriteAck(a) | Message::RsNegAck(a) => block(Origin::SenderBefore, &mut a.block_id),
         Message::DataReply(h) | Message::RsDataReply(h) => block(Origin::Receiver, &mut h.block_id),
         Message::RecvAck(a)

@@ -96,7 +96,7 @@ pub struct Player<'a> {
     reads: BTreeMap<RequestId, PayloadId>,
     own_challenge: Vec<u8>,
     /// What the replaced node wrote where, by blocks: as it sent it, at once or in a resync.
-    data: BTreeMap<u64, Vec<u8>>,
+    data: BTreeMap<u64, Vec<Vec<u8>>>,
     /// May stand or be missing anywhere: kinds of rows of the table.
     may_miss: BTreeSet<String>,
     may_add: BTreeSet<String>,
@@ -147,7 +147,7 @@ impl<'a> Player<'a> {
             if let Message::Data(head) | Message::RsDataReply(head) = message {
                 for (block, bytes) in payload.chunks(4096).enumerate() {
                     let at = head.range.start() + block as u64 * 4096;
-                    self.data.entry(at).or_insert_with(|| bytes.to_vec());
+                    self.data.entry(at).or_default().push(bytes.to_vec());
                 }
             }
         }
@@ -217,9 +217,22 @@ impl<'a> Player<'a> {
             Do::SkipInitialSync => Command::NewCurrentUuid { volume: V0, clear_bitmap: true },
             Do::Write { at, len } => {
                 let range = ByteRange::new(at, len).expect("a range");
-                let data = self.data.get(&at).cloned().filter(|d| d.len() as u64 == len);
+                let data =
+                    self.data.get(&at).and_then(|versions| versions.first().cloned()).filter(|d| d.len() as u64 == len);
                 let data = data.unwrap_or_else(|| vec![1; len as usize]);
                 return self.submit(BlockOp::Write { fua: false }, range, Some(data));
+            }
+            Do::Rewrite { at } => {
+                let data = self.data[&at].last().cloned();
+                let range = ByteRange::new(at, 4096).expect("a range");
+                return self.submit(BlockOp::Write { fua: false }, range, data);
+            }
+            Do::Corrupt { at, len } => {
+                return self.disk[slice(ByteRange::new(at, len).expect("a range"))].fill(0xee);
+            }
+            Do::Verify { start, stop } => {
+                let [start, stop] = [start, stop].map(|sectors| sectors.map(|sectors| sectors * 512));
+                Command::Verify { volume: V0, peer, start, stop }
             }
         };
         let id = CommandId(self.number());
@@ -359,6 +372,10 @@ impl<'a> Player<'a> {
             Effect::Disk { volume, io, op } => {
                 let payload = self.disk(op);
                 inputs.push_back(Input::DiskDone { volume, io, result: Ok(()), payload });
+            }
+            Effect::Digest { id, payload, algorithm } => {
+                let digest = algorithm.digest(&self.payloads[&payload]);
+                inputs.push_back(Input::DigestDone { id, digest });
             }
             Effect::Send { socket, volume, message, payload, .. } => {
                 self.say(|| format!("        -> {message:?}"));

@@ -8,18 +8,26 @@ mod parse;
 mod restore;
 mod write;
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use types::{NodeId, Uuid};
 
 use crate::layout::Geometry;
-use crate::superblock::{DeviceFlags, PEERS, PeerRecord};
+use crate::superblock::{DeviceFlags, PEERS, PeerRecord, Superblock};
 
-pub use parse::{DumpError, parse_dump};
-pub use restore::{Restored, restore};
-pub use write::{DumpOptions, write_dump};
+pub use parse::{DumpError, parse_any_dump, parse_dump};
+pub use restore::{Restored, RestoredV08, restore, restore_v08};
+pub use write::{DumpOptions, write_dump, write_dump_v08};
 
-/// What a dump says, not yet fitted to a device.
+/// A dump of either format.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AnyDump {
+    V08(DumpV08),
+    V09(Box<Dump>),
+}
+
+/// What a dump of v09 says, not yet fitted to a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Dump {
     pub geometry: Geometry,
@@ -35,6 +43,55 @@ pub struct Dump {
     pub peer_max_io_bytes: u32,
     /// Per slot.
     pub bitmaps: Vec<Vec<Run>>,
+}
+
+/// What a dump of DRBD 8's metadata says, not yet fitted to a device.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DumpV08 {
+    pub geometry: Geometry,
+    pub current_uuid: Uuid,
+    pub bitmap_uuid: Uuid,
+    pub history: [Uuid; 2],
+    /// 0 in every dump by drbdmeta 9.22.
+    pub flags: DeviceFlags,
+    pub last_agreed_bytes: u64,
+    pub device_uuid: u64,
+    pub peer_max_io_bytes: u32,
+    pub bitmap: Vec<Run>,
+}
+
+/// Lines that both formats have.
+struct Common {
+    /// A comment; not read back.
+    al_slots: u32,
+    last_agreed_bytes: u64,
+    bitmap_block_bytes: u32,
+    device_uuid: u64,
+    peer_max_io_bytes: u32,
+    al_stripes: u32,
+    al_stripe_4k: u32,
+}
+
+impl Common {
+    fn of(sb: &Superblock) -> Common {
+        Common {
+            al_slots: sb.al_slots,
+            last_agreed_bytes: sb.last_agreed_bytes,
+            bitmap_block_bytes: sb.bitmap_block_bytes,
+            device_uuid: sb.device_uuid,
+            peer_max_io_bytes: sb.peer_max_io_bytes,
+            al_stripes: sb.al_stripes,
+            al_stripe_4k: sb.al_stripe_4k,
+        }
+    }
+    fn geometry(&self, max_peers: u8) -> Geometry {
+        Geometry {
+            max_peers,
+            bitmap_block_bytes: self.bitmap_block_bytes,
+            al_stripes: self.al_stripes,
+            al_stripe_4k: self.al_stripe_4k,
+        }
+    }
 }
 
 /// `count` times 64 bits of one slot, bit 0 first.

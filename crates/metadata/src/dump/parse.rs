@@ -1,6 +1,7 @@
 //! `restore-md`, first half: text to [`Dump`]. The grammar is that of drbdmeta (`docs/ondisk.md` "Text"): fixed order,
 //! numbers in three classes that do not stand for each other.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -8,11 +9,11 @@ use core::fmt;
 
 use types::{NodeId, Slot, Uuid};
 
-use super::{Dump, Run};
-use crate::layout::{Geometry, MAX_PEERS_MAX};
-use crate::superblock::{DeviceFlags, PEERS, PeerFlags, PeerRecord};
+use super::{AnyDump, Common, Dump, DumpV08, Run};
+use crate::layout::MAX_PEERS_MAX;
+use crate::superblock::{AL_SLOTS_FRESH, DeviceFlags, PEERS, PeerFlags, PeerRecord};
 
-/// Text that is not a dump of v09 metadata. Nothing was changed.
+/// Text that is not a dump of metadata. Nothing was changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DumpError {
     /// From 1.
@@ -37,44 +38,20 @@ impl core::error::Error for DumpError {}
 
 type Result<T> = core::result::Result<T, DumpError>;
 
+/// Reads a dump of v09.
 pub fn parse_dump(text: &str) -> Result<Dump> {
     let mut p = Parser::new(text)?;
-    p.keyword("version")?;
-    p.version()?;
-    p.punct(';')?;
-    p.keyword("max-peers")?;
-    let max_peers = p.number("the number of bitmap slots, 1 to 31", 1, MAX_PEERS_MAX.into())? as u8;
-    p.punct(';')?;
-    p.keyword("node-id")?;
-    let node_id = p.number("a node id, -1 to 31", -1, 31)?;
-    p.punct(';')?;
-    let current_uuid = Uuid(p.field_hex16("current-uuid")?);
-    let flags = DeviceFlags(p.field_hex8("flags")?);
-    let members = if p.at_keyword("members") { Some(p.field_hex16("members")?) } else { None };
-    let peers = p.peers()?;
-    let history = p.history()?;
+    p.version(&["v09"])?;
+    p.v09()
+}
 
-    let sectors = p.field_number("la-size-sect", i128::from(u64::MAX / 512))? as u64;
-    let bitmap_block_bytes = p.field_number("bm-byte-per-bit", u32::MAX.into())? as u32;
-    let device_uuid = p.field_hex16("device-uuid")?;
-    let peer_max_io_bytes = p.field_number("la-peer-max-bio-size", u32::MAX.into())? as u32;
-    let al_stripes = p.field_number("al-stripes", u32::MAX.into())? as u32;
-    let al_stripe_4k = p.field_number("al-stripe-size-4k", u32::MAX.into())? as u32;
-    let bitmaps = (0..max_peers).map(|slot| p.bitmap(slot)).collect::<Result<_>>()?;
-    p.end()?;
-    Ok(Dump {
-        geometry: Geometry { max_peers, bitmap_block_bytes, al_stripes, al_stripe_4k },
-        node_id: u8::try_from(node_id).ok().and_then(NodeId::new),
-        current_uuid,
-        flags,
-        members,
-        peers,
-        history,
-        last_agreed_bytes: sectors * 512,
-        device_uuid,
-        peer_max_io_bytes,
-        bitmaps,
-    })
+/// Reads a dump of whichever format it names.
+pub fn parse_any_dump(text: &str) -> Result<AnyDump> {
+    let mut p = Parser::new(text)?;
+    match p.version(&["v08", "v09"])? {
+        "v08" => p.v08().map(AnyDump::V08),
+        _ => p.v09().map(|dump| AnyDump::V09(Box::new(dump))),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -184,12 +161,86 @@ impl<'a> Parser<'a> {
         self.advance();
         Ok(())
     }
-    fn version(&mut self) -> Result<()> {
-        if self.token != Token::Text("v09") {
-            return self.fail("the string \"v09\", the only version that can be restored");
-        }
+    /// The line that every dump starts with; one of `known`.
+    fn version(&mut self, known: &[&str]) -> Result<&'a str> {
+        self.keyword("version")?;
+        let version = match self.token {
+            Token::Text(version) if known.contains(&version) => version,
+            _ => return self.fail(format!("the version \"{}\"", known.join("\" or \""))),
+        };
         self.advance();
-        Ok(())
+        self.punct(';')?;
+        Ok(version)
+    }
+
+    fn v09(&mut self) -> Result<Dump> {
+        self.keyword("max-peers")?;
+        let max_peers = self.number("the number of bitmap slots, 1 to 31", 1, MAX_PEERS_MAX.into())? as u8;
+        self.punct(';')?;
+        self.keyword("node-id")?;
+        let node_id = self.number("a node id, -1 to 31", -1, 31)?;
+        self.punct(';')?;
+        let current_uuid = Uuid(self.field_hex16("current-uuid")?);
+        let flags = DeviceFlags(self.field_hex8("flags")?);
+        let members = if self.at_keyword("members") { Some(self.field_hex16("members")?) } else { None };
+        let peers = self.peers()?;
+        let history = self.history()?;
+        let common = self.common()?;
+        let bitmaps = (0..max_peers).map(|slot| self.bitmap(slot)).collect::<Result<_>>()?;
+        self.end()?;
+        Ok(Dump {
+            geometry: common.geometry(max_peers),
+            node_id: u8::try_from(node_id).ok().and_then(NodeId::new),
+            current_uuid,
+            flags,
+            members,
+            peers,
+            history,
+            last_agreed_bytes: common.last_agreed_bytes,
+            device_uuid: common.device_uuid,
+            peer_max_io_bytes: common.peer_max_io_bytes,
+            bitmaps,
+        })
+    }
+
+    fn v08(&mut self) -> Result<DumpV08> {
+        self.keyword("uuid")?;
+        self.punct('{')?;
+        let mut uuids = [Uuid::ZERO; 4];
+        for uuid in &mut uuids {
+            *uuid = Uuid(self.hex16()?);
+            self.punct(';')?;
+        }
+        let flags = DeviceFlags(self.field_hex8("flags")?);
+        self.punct('}')?;
+        let common = self.common()?;
+        self.keyword("bm")?;
+        let bitmap = self.runs()?;
+        self.end()?;
+        let [current_uuid, bitmap_uuid, younger, older] = uuids;
+        Ok(DumpV08 {
+            geometry: common.geometry(1),
+            current_uuid,
+            bitmap_uuid,
+            history: [younger, older],
+            flags,
+            last_agreed_bytes: common.last_agreed_bytes,
+            device_uuid: common.device_uuid,
+            peer_max_io_bytes: common.peer_max_io_bytes,
+            bitmap,
+        })
+    }
+
+    fn common(&mut self) -> Result<Common> {
+        Ok(Common {
+            al_slots: AL_SLOTS_FRESH,
+            last_agreed_bytes: self.field_number("la-size-sect", i128::from(u64::MAX / 512))? as u64 * 512,
+            bitmap_block_bytes: self.field_number("bm-byte-per-bit", u32::MAX.into())? as u32,
+            device_uuid: self.field_hex16("device-uuid")?,
+            peer_max_io_bytes: self.field_number("la-peer-max-bio-size", u32::MAX.into())? as u32,
+            al_stripes: self.field_number("al-stripes", u32::MAX.into())? as u32,
+            al_stripe_4k: self.field_number("al-stripe-size-4k", u32::MAX.into())? as u32,
+        })
     }
     fn number(&mut self, what: &str, min: i128, max: i128) -> Result<i128> {
         match self.token {
@@ -276,6 +327,9 @@ impl<'a> Parser<'a> {
         self.punct('[')?;
         self.number(&format!("bitmap slot {slot}: they come in order"), slot.into(), slot.into())?;
         self.punct(']')?;
+        self.runs()
+    }
+    fn runs(&mut self) -> Result<Vec<Run>> {
         self.punct('{')?;
         let mut runs: Vec<Run> = Vec::new();
         while self.token != Token::Punct('}') {

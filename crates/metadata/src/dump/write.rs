@@ -2,9 +2,10 @@
 
 use core::fmt::{self, Write};
 
-use super::slot_words;
+use super::{Common, slot_words};
 use crate::layout::Layout;
 use crate::superblock::{DeviceFlags, PEERS, PeerFlags, PeerRecord, Superblock};
+use crate::v08::SuperblockV08;
 
 /// What is not metadata.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,21 +29,13 @@ pub fn write_dump(
     layout: &Layout,
     image: &[u8],
 ) -> fmt::Result {
-    writeln!(out, "# DRBD meta data dump")?;
-    write_comment(out, options.time)?;
-    write_comment(out, options.command)?;
-    write!(out, "#\n\nversion \"v09\";\n\n")?;
-    if !sb.flags.contains(DeviceFlags::AL_CLEAN) {
-        writeln!(out, "This_is_an_unclean_meta_data_dump._Don't_trust_the_bitmap.")?;
-        write!(out, "# You should \"apply-al\" first, if you plan to restore this.\n\n")?;
-    }
+    write_preamble(out, options, "v09", !sb.flags.contains(DeviceFlags::AL_CLEAN))?;
     write_head(out, options, sb, layout)?;
     for (node, peer) in sb.peers.iter().enumerate() {
         write_peer(out, node, peer)?;
     }
     write_history(out, sb)?;
-    write_common(out, sb)?;
-
+    write_common(out, &Common::of(sb))?;
     let bytes = sb.geometry().bitmap_bytes(sb.last_agreed_bytes).expect("checked against the device");
     assert!(image.len() as u64 >= bytes, "bitmap image of {} bytes, {bytes} needed", image.len());
     writeln!(out, "# bm-bytes {bytes};")?;
@@ -53,9 +46,58 @@ pub fn write_dump(
         write!(out, "\n}}\n")?;
     }
     // A quirk of the original, kept because dumps get compared: only the last slot counts, padding included.
-    let last = SlotWords::new(image, bytes, sb.max_peers, sb.max_peers - 1);
-    let bits_set: u64 = (0..last.count).map(|i| u64::from(last.get(i).count_ones())).sum();
+    write_bits_set(out, &SlotWords::new(image, bytes, sb.max_peers, sb.max_peers - 1))
+}
+
+/// The same for metadata of DRBD 8. The flags are printed, as newer drbdmeta do; 9.22 prints 0 in their place, and a
+/// disk restored from that is Inconsistent.
+pub fn write_dump_v08(
+    out: &mut impl Write,
+    options: DumpOptions<'_>,
+    sb: &SuperblockV08,
+    layout: &Layout,
+    image: &[u8],
+) -> fmt::Result {
+    write_preamble(out, options, "v08", sb.unclean())?;
+    write_places(out, sb.md_size_sectors, layout)?;
+    let [younger, older] = sb.history;
+    writeln!(out, "uuid {{")?;
+    let uuids = [sb.current_uuid, sb.bitmap_uuid, younger, older].map(|uuid| uuid.0);
+    writeln!(out, "    0x{:016X}; 0x{:016X}; 0x{:016X}; 0x{:016X};", uuids[0], uuids[1], uuids[2], uuids[3])?;
+    write!(out, "    flags 0x{:08X};\n}}\n", sb.flags.0)?;
+    let common = Common::of(&sb.convert(None));
+    write_common(out, &common)?;
+    let bytes = sb.geometry().bitmap_bytes(common.last_agreed_bytes).expect("checked against the device");
+    assert!(image.len() as u64 >= bytes, "bitmap image of {} bytes, {bytes} needed", image.len());
+    let words = SlotWords::new(image, bytes, 1, 0);
+    write!(out, "# bm-bytes {bytes};\nbm {{")?;
+    write_words(out, &words)?;
+    write!(out, "\n}}\n")?;
+    write_bits_set(out, &words)
+}
+
+fn write_bits_set(out: &mut impl Write, words: &SlotWords<'_>) -> fmt::Result {
+    let bits_set: u64 = (0..words.count).map(|i| u64::from(words.get(i).count_ones())).sum();
     writeln!(out, "# bits-set {bits_set};")
+}
+
+fn write_preamble(out: &mut impl Write, options: DumpOptions<'_>, version: &str, unclean: bool) -> fmt::Result {
+    writeln!(out, "# DRBD meta data dump")?;
+    write_comment(out, options.time)?;
+    write_comment(out, options.command)?;
+    write!(out, "#\n\nversion \"{version}\";\n\n")?;
+    if unclean {
+        writeln!(out, "This_is_an_unclean_meta_data_dump._Don't_trust_the_bitmap.")?;
+        write!(out, "# You should \"apply-al\" first, if you plan to restore this.\n\n")?;
+    }
+    Ok(())
+}
+
+fn write_places(out: &mut impl Write, md_size_sectors: u32, layout: &Layout) -> fmt::Result {
+    writeln!(out, "# md_size_sect {md_size_sectors}")?;
+    writeln!(out, "# md_offset {}", layout.superblock)?;
+    writeln!(out, "# al_offset {}", layout.activity_log)?;
+    write!(out, "# bm_offset {}\n\n", layout.bitmap)
 }
 
 /// A line break in it must not end the comment.
@@ -69,10 +111,7 @@ fn write_comment(out: &mut impl Write, text: &str) -> fmt::Result {
 
 fn write_head(out: &mut impl Write, options: DumpOptions<'_>, sb: &Superblock, layout: &Layout) -> fmt::Result {
     writeln!(out, "max-peers {};", sb.max_peers)?;
-    writeln!(out, "# md_size_sect {}", sb.md_size_sectors)?;
-    writeln!(out, "# md_offset {}", layout.superblock)?;
-    writeln!(out, "# al_offset {}", layout.activity_log)?;
-    write!(out, "# bm_offset {}\n\n", layout.bitmap)?;
+    write_places(out, sb.md_size_sectors, layout)?;
     writeln!(out, "node-id {};", sb.node_id.map_or(-1, |id| id.get().into()))?;
     writeln!(out, "current-uuid 0x{:016X};", sb.current_uuid.0)?;
     writeln!(out, "flags 0x{:08X};", sb.flags.0)?;
@@ -110,14 +149,14 @@ fn write_history(out: &mut impl Write, sb: &Superblock) -> fmt::Result {
     write!(out, "\n}}\n")
 }
 
-fn write_common(out: &mut impl Write, sb: &Superblock) -> fmt::Result {
-    writeln!(out, "# al-extents {};", sb.al_slots)?;
-    writeln!(out, "la-size-sect {};", sb.last_agreed_bytes / types::range::SECTOR_BYTES)?;
-    writeln!(out, "bm-byte-per-bit {};", sb.bitmap_block_bytes)?;
-    writeln!(out, "device-uuid 0x{:016X};", sb.device_uuid)?;
-    writeln!(out, "la-peer-max-bio-size {};", sb.peer_max_io_bytes)?;
-    writeln!(out, "al-stripes {};", sb.al_stripes)?;
-    writeln!(out, "al-stripe-size-4k {};", sb.al_stripe_4k)
+fn write_common(out: &mut impl Write, common: &Common) -> fmt::Result {
+    writeln!(out, "# al-extents {};", common.al_slots)?;
+    writeln!(out, "la-size-sect {};", common.last_agreed_bytes / types::range::SECTOR_BYTES)?;
+    writeln!(out, "bm-byte-per-bit {};", common.bitmap_block_bytes)?;
+    writeln!(out, "device-uuid 0x{:016X};", common.device_uuid)?;
+    writeln!(out, "la-peer-max-bio-size {};", common.peer_max_io_bytes)?;
+    writeln!(out, "al-stripes {};", common.al_stripes)?;
+    writeln!(out, "al-stripe-size-4k {};", common.al_stripe_4k)
 }
 
 /// The 32-bit words of one slot of an image.

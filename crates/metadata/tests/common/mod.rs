@@ -1,6 +1,8 @@
 //! Golden images: one [`Case`] per sidecar in `tests/fixtures/`, its stages with the bytes of the metadata region.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod generated;
+
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
@@ -9,7 +11,8 @@ use metadata::{Block, Placement};
 use serde_json::Value;
 
 pub fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    // Not "tests/fixtures": tests of other crates use this file, too.
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../metadata/tests/fixtures")
 }
 
 pub fn text(name: &str) -> String {

@@ -181,6 +181,10 @@ impl Resource {
             Effect::Disk { volume, io, op } => {
                 self.disks.start(volume, io, op, &mut self.ring, &mut self.payloads);
             }
+            Effect::Digest { id, payload, algorithm } => {
+                let digest = crate::digest::of(algorithm, self.payloads.bytes_mut(payload));
+                self.inputs.push_back(Input::DigestDone { id, digest });
+            }
             Effect::Send { peer, link, socket, volume, message, payload } => {
                 let outgoing = Outgoing { volume, message, payload };
                 let to = Owner { peer, link, socket };

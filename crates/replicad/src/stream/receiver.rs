@@ -6,7 +6,7 @@
 
 use store::Span;
 use types::{PayloadId, VolumeNumber};
-use wire::{Context, DecodeError, Header, HeaderForm, Message, Socket};
+use wire::{Context, DecodeError, Header, HeaderForm, JudgedFrame, Message, Socket};
 
 use crate::payloads::{Payloads, Share};
 
@@ -143,13 +143,14 @@ impl Receiver {
         let header_bytes = HeaderForm::classify(*first)?.header_bytes();
         let Some((header, rest)) = bytes.split_at_checked(header_bytes) else { return Ok(None) };
         let header = Header::decode(header)?;
-        let parts = wire::frame_parts(ctx, &header, self.socket)?;
+        let frame = JudgedFrame::judge(ctx, &header, self.socket)?;
+        let parts = frame.parts();
         assert!(parts.fixed_bytes <= FIXED_BYTES_MAX, "a fixed part of {} bytes", parts.fixed_bytes);
         let Some(fixed) = rest.get(..parts.fixed_bytes) else { return Ok(None) };
-        let message = wire::decode(ctx, &header, self.socket, fixed)?;
+        let message = frame.decode(fixed)?;
         self.start += header_bytes + parts.fixed_bytes;
         self.consumed += (header_bytes + parts.fixed_bytes) as u64;
-        Ok(Some((wire::volume_of(ctx, &header), message, parts.payload_bytes as usize)))
+        Ok(Some((frame.volume(), message, parts.payload_bytes as usize)))
     }
 
     /// Bytes of the stream before the message that is being read.

@@ -24,6 +24,7 @@ pub mod ov_result {
 /// OV_RESULT of protocols below 122 says the result with the block id: this plus the result's number.
 const OV_RESULT_BLOCK_ID: u64 = 4710;
 
+#[inline]
 fn read_head(r: &mut Reader<'_>, payload_bytes: u32) -> Result<DataHead, DecodeError> {
     let sector = r.u64("sector")?;
     let range = r.range(0, sector, payload_bytes)?;
@@ -48,10 +49,7 @@ pub(super) fn read_reply(r: &mut Reader<'_>, payload_bytes: u32) -> Result<DataH
 }
 
 pub(super) fn write_head(head: &DataHead, out: &mut Vec<u8>) {
-    writer::sector(out, head.range);
-    writer::u64(out, head.block_id);
-    writer::u32(out, head.seq);
-    writer::u32(out, head.flags.0);
+    writer::block(out, head.range, head.block_id, head.seq, head.flags.0);
 }
 
 /// TRIM, ZEROES: no payload, no digest.
@@ -83,15 +81,10 @@ pub(super) fn read_request(r: &mut Reader<'_>, with_dagtag: bool) -> Result<Bloc
 }
 
 pub(super) fn write_request(request: &BlockRequest, out: &mut Vec<u8>) {
-    writer::sector(out, request.range);
-    writer::u64(out, request.block_id);
-    writer::len(out, request.range);
-    match request.dagtag {
-        None => writer::u32(out, 0),
-        Some(dagtag) => {
-            writer::u32(out, dagtag.node);
-            writer::u64(out, dagtag.tag);
-        }
+    let node = request.dagtag.map_or(0, |dagtag| dagtag.node);
+    writer::block(out, request.range, request.block_id, writer::len_of(request.range), node);
+    if let Some(dagtag) = request.dagtag {
+        writer::u64(out, dagtag.tag);
     }
 }
 
@@ -104,10 +97,7 @@ pub(super) fn read_ack(r: &mut Reader<'_>) -> Result<BlockAck, DecodeError> {
 }
 
 pub(super) fn write_ack(ack: &BlockAck, out: &mut Vec<u8>) {
-    writer::sector(out, ack.range);
-    writer::u64(out, ack.block_id);
-    writer::len(out, ack.range);
-    writer::u32(out, ack.seq);
+    writer::block(out, ack.range, ack.block_id, writer::len_of(ack.range), ack.seq);
 }
 
 /// OUT_OF_SYNC.

@@ -6,27 +6,40 @@ use types::{ByteRange, NodeId};
 
 pub(super) struct Reader<'a> {
     packet: &'static str,
-    bytes: &'a [u8],
-    at: usize,
+    /// Not read yet; one slice and no index, so that a field costs one comparison.
+    rest: &'a [u8],
+    /// Of the whole payload.
+    len: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(packet: &'static str, bytes: &'a [u8]) -> Reader<'a> {
-        Reader { packet, bytes, at: 0 }
+        Reader { packet, rest: bytes, len: bytes.len() }
     }
 
+    /// Offset of what comes next.
+    #[inline]
+    fn at(&self) -> usize {
+        self.len - self.rest.len()
+    }
+
+    #[inline]
     pub(super) fn take(&mut self, field: &'static str, len: usize) -> Result<&'a [u8], DecodeError> {
-        let rest = self.bytes.get(self.at..).unwrap_or(&[]);
-        let Some(taken) = rest.get(..len) else {
-            return Err(self.refuse_at(self.at, field, rest.len() as u64, "the packet ends inside this field"));
-        };
-        self.at += len;
+        let Some((taken, rest)) = self.rest.split_at_checked(len) else { return Err(self.ends_inside(field)) };
+        self.rest = rest;
         Ok(taken)
     }
 
+    #[cold]
+    fn ends_inside(&self, field: &'static str) -> DecodeError {
+        self.refuse_at(self.at(), field, self.rest.len() as u64, "the packet ends inside this field")
+    }
+
+    #[inline]
     fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
-        let taken = self.take(field, N)?;
-        Ok(taken.try_into().expect("take returns as many bytes as asked"))
+        let Some((taken, rest)) = self.rest.split_first_chunk() else { return Err(self.ends_inside(field)) };
+        self.rest = rest;
+        Ok(*taken)
     }
 
     pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
@@ -35,9 +48,11 @@ impl<'a> Reader<'a> {
     pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
         Ok(u16::from_be_bytes(self.array(field)?))
     }
+    #[inline]
     pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
         Ok(u32::from_be_bytes(self.array(field)?))
     }
+    #[inline]
     pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
         Ok(u64::from_be_bytes(self.array(field)?))
     }
@@ -48,13 +63,12 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn rest(&mut self) -> &'a [u8] {
-        let rest = self.bytes.get(self.at..).unwrap_or(&[]);
-        self.at = self.bytes.len();
-        rest
+        core::mem::take(&mut self.rest)
     }
 
+    #[inline]
     pub(super) fn rest_len(&self) -> usize {
-        self.bytes.len() - self.at
+        self.rest.len()
     }
 
     /// A size in sectors, as bytes.
@@ -67,6 +81,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A range whose sector has been read already, at `sector_at`.
+    #[inline]
     pub(super) fn range(&self, sector_at: usize, sector: u64, len: u32) -> Result<ByteRange, DecodeError> {
         match ByteRange::from_sector(sector, len.into()) {
             Some(range) => Ok(range),
@@ -75,6 +90,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A length in bytes: whole sectors, within `max`.
+    #[inline]
     pub(super) fn block_bytes(&mut self, field: &'static str, min: u32, max: u32) -> Result<u32, DecodeError> {
         let len = self.u32(field)?;
         if !u64::from(len).is_multiple_of(SECTOR_BYTES) {
@@ -106,7 +122,7 @@ impl<'a> Reader<'a> {
         value: u64,
         violated: &'static str,
     ) -> DecodeError {
-        self.refuse_at(self.at.saturating_sub(len), field, value, violated)
+        self.refuse_at(self.at().saturating_sub(len), field, value, violated)
     }
 
     /// For the packet as a whole.
@@ -114,6 +130,7 @@ impl<'a> Reader<'a> {
         self.refuse_at(0, field, value, violated)
     }
 
+    #[cold]
     pub(super) fn refuse_at(
         &self,
         offset: usize,
@@ -124,11 +141,23 @@ impl<'a> Reader<'a> {
         DecodeError { packet: self.packet, field, offset, value, violated }
     }
 
+    /// Reads what makes up the whole packet.
+    #[inline]
+    pub(super) fn whole<T>(
+        mut self,
+        read: impl FnOnce(&mut Reader<'a>) -> Result<T, DecodeError>,
+    ) -> Result<T, DecodeError> {
+        let value = read(&mut self)?;
+        self.finish()?;
+        Ok(value)
+    }
+
     /// The whole packet must have been read.
+    #[inline]
     pub(super) fn finish(self) -> Result<(), DecodeError> {
         match self.rest_len() {
             0 => Ok(()),
-            left => Err(self.refuse_at(self.at, "end", left as u64, "bytes left over after the last field")),
+            left => Err(self.refuse_at(self.at(), "end", left as u64, "bytes left over after the last field")),
         }
     }
 }
