@@ -96,6 +96,7 @@ impl Run {
             Err(error) => {
                 println!("   FAILED, {seconds:.0} s: {error:#}\n   all of it: {}", log.display());
                 self.failed.push(format!("{name}: {}", log.display()));
+                self.failed.extend(failed_tests(&log).into_iter().map(|test| format!("{name}: {test}")));
             }
         }
         self.collect_skips(name, &log);
@@ -174,6 +175,16 @@ impl Run {
         self.failed.iter().for_each(|what| println!("   FAILED: {what}"));
         bail!("{} of the layers failed", self.failed.len());
     }
+}
+
+/// What the tests in a log say of those that failed, for the last lines of the run: whoever reads a CI's output may have
+/// nothing else of it.
+fn failed_tests(log: &Path) -> Vec<String> {
+    const LINES_MAX: usize = 20;
+    const CHARS_MAX: usize = 400;
+    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let told = text.lines().filter(|line| line.contains("FAILED"));
+    told.take(LINES_MAX).map(|line| line.trim().chars().take(CHARS_MAX).collect()).collect()
 }
 
 /// `, 123 tests`, from what the test programs print at their ends.

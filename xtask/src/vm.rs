@@ -223,9 +223,21 @@ pub fn judge(title: &str, report: &Report, dir: &Path) -> Result<()> {
             bail!("{title} failed (script status {status}); output.log and console.log in {}", dir.display())
         }
         None => {
-            bail!("{title}: the guest died before its script ended; console.log and output.log in {}", dir.display())
+            let words = last_words(dir);
+            bail!(
+                "{title}: FAILED: the guest died before its script ended{words}; console.log and output.log in {}",
+                dir.display()
+            )
         }
     }
+}
+
+/// Where the kernel of a guest that died says why.
+fn last_words(dir: &Path) -> String {
+    let console = fs::read(dir.join("console.log")).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let told = console.lines().filter(|line| ["Oops", "RIP:", "Kernel panic"].iter().any(|word| line.contains(word)));
+    told.take(3).map(|line| format!("; {}", line.trim())).collect()
 }
 
 fn run(args: RunArgs) -> Result<()> {

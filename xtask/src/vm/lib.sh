@@ -34,3 +34,8 @@ eventually() {
         sleep 0.1
     done
 }
+# Nothing that a kernel says when it is ill. A soft lockup is an emulated processor that the host did not run for half a minute.
+kernel_is_well() {
+    complaints=$(dmesg | grep -v 'soft lockup' | grep -E 'BUG:|WARNING:|Oops|hung task|blocked for more' | head -n 5 | tr '\n' ' ')
+    [ -z "$complaints" ] || wrong "$complaints"
+}

@@ -71,5 +71,3 @@ wait_sync() {
     ctl "$1" wait-sync r0 --timeout 240
 }
 logs() { for log in /tmp/alice.log /tmp/bob.log; do [ ! -e "$log" ] || { echo "---- $log"; cat "$log"; }; done; }
-# A soft lockup is an emulated processor that the host did not run for half a minute.
-kernel_complains() { dmesg | grep -v 'soft lockup' | grep -E 'BUG:|WARNING:|Oops|hung task|blocked for more'; }

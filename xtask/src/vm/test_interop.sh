@@ -571,7 +571,7 @@ for test in $tests; do
     [ "$check_status" = 0 ] || { cat /proc/drbd; dmesg | grep -i drbd | tail -n 60; }
 done
 check kernel_log protocol_errors
-check kernel_is_well refused kernel_complains
+check kernel_is_well kernel_is_well
 down
 logs
 dmesg | grep -i drbd

@@ -164,6 +164,3 @@ kernel_content() {
         grep -E 'drbd.*(error|unexpected|ASSERT|unknown|Unexpected|BAD!|wrong|magic|FIXME|did not arrive)' | head -n 5) || return 0
     [ -z "$complaints" ] || wrong "$complaints"
 }
-kernel_is_well() {
-    if dmesg | grep -v 'soft lockup' | grep -E 'BUG:|WARNING:|Oops|hung task|blocked for more'; then wrong "the kernel complains"; fi
-}

@@ -281,5 +281,5 @@ check protocol_b protocol B ext4
 replicad_options=
 check protocol_c.xfs protocol C xfs
 check nbd_over_tcp nbd_over_tcp
-check kernel_is_well refused kernel_complains
+check kernel_is_well kernel_is_well
 logs

@@ -18,5 +18,5 @@ return_as_secondary() {
     end alice
 }
 check return_as_secondary return_as_secondary
-check kernel_is_well refused kernel_complains
+check kernel_is_well kernel_is_well
 logs

@@ -33,5 +33,5 @@ give_back() {
 check begin begin
 check take_over take_over
 check give_back give_back
-check kernel_is_well refused kernel_complains
+check kernel_is_well kernel_is_well
 logs
