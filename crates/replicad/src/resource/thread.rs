@@ -111,6 +111,7 @@ impl Resource {
         let span = tracing::info_span!("resource", name = %self.name);
         let _entered = span.enter();
         crate::process::mark_thread_as_io_flusher();
+        crate::process::ask_for_long_slices();
         let mut completions = Vec::new();
         self.listen_for_orders();
         loop {
