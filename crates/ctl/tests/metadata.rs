@@ -286,26 +286,34 @@ fn creating_metadata_needs_no_more_files_than_the_disk() {
 
 /// Two nodes, and a disk as a crashed DRBD 8.4 left it.
 fn disk_of_84() -> TempDir {
+    volumes_of_84(1)
+}
+
+/// So many volumes, d0, d1, …, that are the same disk.
+fn volumes_of_84(count: usize) -> TempDir {
     let folder = TempDir::new().unwrap();
-    let disk = folder.path().join("d0");
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../metadata/tests/fixtures");
     let region = fs::File::open(format!("{fixtures}/v08-64m-84-needs-apply-al.region.gz")).unwrap();
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(region).read_to_end(&mut bytes).unwrap();
-    let file = fs::File::create(&disk).unwrap();
-    file.set_len(DISK_BYTES).unwrap();
-    file.write_all_at(&bytes, DISK_BYTES - bytes.len() as u64).unwrap();
+    let mut volumes = String::new();
+    for number in 0..count {
+        let disk = folder.path().join(format!("d{number}"));
+        let file = fs::File::create(&disk).unwrap();
+        file.set_len(DISK_BYTES).unwrap();
+        file.write_all_at(&bytes, DISK_BYTES - bytes.len() as u64).unwrap();
+        volumes += &format!("{{ number = {number}, device = \"nbd\", disk = \"{}\" }},\n", disk.display());
+    }
     let config = format!(
         r#"
         [[resource]]
         name = "r0"
-        volume = [{{ number = 0, device = "nbd", disk = "{}" }}]
+        volume = [{volumes}]
         on = [
             {{ node = "alice", node-id = 4, address = "127.0.0.1:7789" }},
             {{ node = "bob", node-id = 1, address = "127.0.0.1:7790" }},
         ]
-        "#,
-        disk.display()
+        "#
     );
     fs::write(folder.path().join("config.toml"), config).unwrap();
     folder
@@ -335,4 +343,53 @@ fn metadata_of_84_is_converted_when_its_log_is_applied() {
         assert!(text.contains(part), "`{part}` is not in {text}");
     }
     assert!(text.contains("0xBB22334455667788") && text.contains("0xCC22334455667788"), "{text}");
+}
+
+#[test]
+fn volumes_of_84_are_converted_together_or_not_at_all() {
+    let folder = volumes_of_84(3);
+    let images = || [0, 1, 2].map(|number| fs::read(folder.path().join(format!("d{number}"))).unwrap_or_default());
+    let refused = |exit: i32, words: &[&str]| {
+        let before = images();
+        let Answer { code, out, err } = replicactl(folder.path(), "create-md r0 --force");
+        assert_eq!((code, out.as_str()), (exit, ""), "{err}");
+        for word in words {
+            assert!(err.contains(word), "`{word}` is not in: {err}");
+        }
+        assert!(images() == before, "a refused command changed a disk: {err}");
+    };
+    let held_back = "r0/0: refused: another volume of the resource cannot be converted now; nothing was changed";
+    done(folder.path(), "apply-al r0/0");
+    done(folder.path(), "apply-al r0/1");
+    refused(1, &[held_back, "r0/2: refused: ", "activity log is not applied", "`replicactl apply-al r0/2`"]);
+
+    let third = folder.path().join("d2");
+    let unclean = images()[2].clone();
+    fs::write(&third, vec![0; unclean.len()]).unwrap();
+    refused(1, &[held_back, "r0/2: refused: there is no DRBD metadata, but another volume"]);
+    fs::remove_file(&third).unwrap();
+    refused(20, &[held_back, "r0/2: ", "d2"]);
+    fs::write(&third, unclean).unwrap();
+    done(folder.path(), "apply-al r0/2");
+
+    // As after a call that was cut short; and the rest is out of reach.
+    assert!(done(folder.path(), "create-md r0/1 --force").contains("converted to v09"));
+    let [_, second, _] = images();
+    let aside = folder.path().join("aside");
+    fs::rename(folder.path().join("d0"), &aside).unwrap();
+    fs::rename(&third, folder.path().join("d0")).unwrap();
+    refused(20, &["r0/0: refused: another volume of the resource", "r0/2: "]);
+    done(folder.path(), "create-md r0/0 --force");
+    refused(20, &["r0/2: "]);
+    fs::rename(folder.path().join("d0"), &third).unwrap();
+    fs::rename(&aside, folder.path().join("d0")).unwrap();
+
+    let said = done(folder.path(), "create-md r0 --force");
+    assert_eq!(said.matches("converted to v09").count(), 1, "{said}");
+    assert!(said.contains("r0/1: the metadata is v09 already; nothing was changed"), "{said}");
+    assert!(images()[1] == second, "what was converted before was written again");
+    for number in 0..3 {
+        let text = dump(folder.path(), &format!("r0/{number}"));
+        assert!(text.contains("bitmap-uuid 0xAA22334455667788;") && text.contains("# bits-set 2056;"), "{text}");
+    }
 }

@@ -9,25 +9,39 @@ use control::Response;
 use metadata::{Geometry, Inexpressible, Layout, Superblock, SuperblockV08, rewrite};
 use types::{NodeId, Slot};
 
-/// `None`: there is no such metadata.
-pub fn create_over_v08(
-    volume: &LocalVolume,
-    device: &MetaDevice,
-    max_peers: Option<u8>,
-    force: bool,
-    output: &mut Output,
-) -> Result<Option<Exit>, DiskError> {
+/// What `create-md` finds on a volume before it writes to any.
+pub enum Before {
+    Convertible(Box<Conversion>),
+    /// v08 that does not become v09 now: why.
+    Refused(Box<Response>),
+    V09,
+    /// None, or damaged beyond use.
+    Neither,
+}
+
+/// A disk with v08, held, and the v09 superblock that it is to have.
+pub struct Conversion {
+    device: MetaDevice,
+    layout: Layout,
+    superblock: Superblock,
+}
+
+pub fn look(volume: &LocalVolume, max_peers: Option<u8>, force: bool) -> Result<Before, DiskError> {
+    let device = volume.open(false)?;
     let (v08, layout) = match device.metadata() {
         Ok(OnDisk::V08(v08, layout)) => (v08, layout),
+        Ok(OnDisk::V09(..)) => return Ok(Before::V09),
         // Damaged: nothing to convert. What is there is overwritten with --force, like anything else.
-        Ok(OnDisk::V09(..)) | Err(DiskError::Format(_)) => return Ok(None),
+        Err(DiskError::Format(_)) => return Ok(Before::Neither),
         Err(e) => return Err(e),
     };
     let path = device.device().path().display().to_string();
+    let refused =
+        |rule: &str, message: String, next: &str| Ok(Before::Refused(Box::new(refusal(volume, rule, message, next))));
     if v08.unclean() {
         let message = format!("{path} holds DRBD metadata v08 whose activity log is not applied");
         let next = format!("`replicactl apply-al {}`, then again", volume.name());
-        return Ok(Some(refuse(volume, "apply-al-first", message, &next, output)));
+        return refused("apply-al-first", message, &next);
     }
     let peer = match peers(volume).as_slice() {
         [peer] if max_peers.is_none_or(|n| n == 1) => *peer,
@@ -38,29 +52,88 @@ pub fn create_over_v08(
             );
             let next = "convert it with a configuration of the two nodes that share it, without --max-peers; for fresh \
                         metadata erase the old one first (`wipefs -a -t drbd`)";
-            return Ok(Some(refuse(volume, "one-slot", message, next, output)));
+            return refused("one-slot", message, next);
         }
     };
     if !force {
         let message = format!("{path} holds DRBD metadata v08");
         let next = "repeat with --force to convert it to v09 in place: data, generations and bits stay";
-        return Ok(Some(refuse(volume, "disk-not-empty", message, next, output)));
+        return refused("disk-not-empty", message, next);
     }
-    let converted = v08.convert(Some((volume.resource.node.id, peer)));
-    device.write_applied(&converted.encode(), &layout, None)?;
-    Ok(Some(tell(volume, &path, &layout, ("v08", "v09"), output)))
+    let superblock = v08.convert(Some((volume.resource.node.id, peer)));
+    Ok(Before::Convertible(Box::new(Conversion { device, layout, superblock })))
+}
+
+/// Whether volumes of one resource are to be converted rather than made anew: one has v08, or may have it beside one with v09.
+pub fn is_wanted(found: &[Result<Before, DiskError>]) -> bool {
+    let any = |is: fn(&Result<Before, DiskError>) -> bool| found.iter().any(is);
+    any(|found| matches!(found, Ok(Before::Convertible(_) | Before::Refused(_))))
+        || any(Result::is_err) && any(|found| matches!(found, Ok(Before::V09)))
+}
+
+/// All of these volumes are v09 afterwards, or nothing was written. What an earlier call converted stays: made anew, as
+/// --force does otherwise, it would need a full sync.
+pub fn together(volumes: &[LocalVolume], found: Vec<Result<Before, DiskError>>, output: &mut Output) -> Exit {
+    let ready = |found: &Result<Before, DiskError>| matches!(found, Ok(Before::Convertible(_) | Before::V09));
+    if !found.iter().all(ready) {
+        let hold_back = |exit: Exit, (volume, found)| exit.and(held_back(volume, found, output));
+        return volumes.iter().zip(found).fold(Exit::DONE, hold_back);
+    }
+    let mut write = |volume: &LocalVolume, found| match found {
+        Ok(Before::Convertible(conversion)) => conversion.write(volume, output),
+        _ => super::done(volume, "the metadata is v09 already; nothing was changed", output),
+    };
+    volumes.iter().zip(found).fold(Exit::DONE, |exit, (volume, found)| exit.and(write(volume, found)))
+}
+
+impl Conversion {
+    fn write(&self, volume: &LocalVolume, output: &mut Output) -> Exit {
+        let path = self.device.device().path().display().to_string();
+        match self.device.write_applied(&self.superblock.encode(), &self.layout, None) {
+            Ok(()) => tell(volume, &path, &self.layout, ("v08", "v09"), output),
+            Err(e) => volume.failed(&e, output),
+        }
+    }
+}
+
+fn held_back(volume: &LocalVolume, found: Result<Before, DiskError>, output: &mut Output) -> Exit {
+    let together = |message: &str, next: &str, output: &mut Output| {
+        refuse(volume, "volumes-together", message.into(), next, output)
+    };
+    match found {
+        Err(e) => volume.failed(&e, output),
+        Ok(Before::Refused(response)) => told(&response, output),
+        Ok(Before::Convertible(_)) => together(
+            "another volume of the resource cannot be converted now; nothing was changed",
+            "see what is said of that one, then again",
+            output,
+        ),
+        Ok(Before::V09) => Exit::DONE,
+        Ok(Before::Neither) => together(
+            "there is no DRBD metadata, but another volume of the resource has v08; nothing was changed",
+            "check disk and meta-disk; if this volume is new, convert the others by name and give it fresh metadata by its own",
+            output,
+        ),
+    }
 }
 
 fn refuse(volume: &LocalVolume, rule: &str, message: String, next: &str, output: &mut Output) -> Exit {
-    let response = Response::Refused {
+    told(&refusal(volume, rule, message, next), output)
+}
+
+fn refusal(volume: &LocalVolume, rule: &str, message: String, next: &str) -> Response {
+    Response::Refused {
         object: volume.name(),
         code: 0,
         rule: rule.into(),
         state: String::new(),
         message,
         next_step: Some(next.into()),
-    };
-    output.failure(&response);
+    }
+}
+
+fn told(response: &Response, output: &mut Output) -> Exit {
+    output.failure(response);
     Exit(response.exit_code())
 }
 

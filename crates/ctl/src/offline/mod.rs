@@ -24,7 +24,7 @@ use std::path::PathBuf;
 pub fn run(cmd: &Cmd, global: &Global, output: &mut Output) -> Option<Exit> {
     Some(match cmd {
         Cmd::CreateMd { target, max_peers, format: Format::V09, force } => {
-            each(target, global, output, |volume, output| create_md(volume, *max_peers, *force, output))
+            create_md(target, *max_peers, *force, global, output)
         }
         Cmd::CreateMd { target, max_peers, format: Format::V08, force } => {
             each(target, global, output, |volume, output| convert::back_to_v08(volume, *max_peers, *force, output))
@@ -173,7 +173,26 @@ fn local_resources(global: &Global) -> Result<Vec<LocalResource>, String> {
     config.for_node(&node).map_err(|e| e.to_string())
 }
 
-fn create_md(volume: &LocalVolume, max_peers: Option<u8>, force: bool, output: &mut Output) -> Exit {
+/// Every volume of a resource is looked at before the first is written to.
+fn create_md(target: &Target, max_peers: Option<u8>, force: bool, global: &Global, output: &mut Output) -> Exit {
+    let volumes = match volumes(target, global, output) {
+        Ok(volumes) => volumes,
+        Err(exit) => return exit,
+    };
+    let mut create = |volumes: &[LocalVolume]| {
+        let found: Vec<_> = volumes.iter().map(|volume| convert::look(volume, max_peers, force)).collect();
+        if convert::is_wanted(&found) {
+            return convert::together(volumes, found, output);
+        }
+        drop(found);
+        volumes.iter().fold(Exit::DONE, |exit, volume| exit.and(create_fresh(volume, max_peers, force, output)))
+    };
+    volumes
+        .chunk_by(|a, b| a.resource.name == b.resource.name)
+        .fold(Exit::DONE, |exit, of_one_resource| exit.and(create(of_one_resource)))
+}
+
+fn create_fresh(volume: &LocalVolume, max_peers: Option<u8>, force: bool, output: &mut Output) -> Exit {
     let device = match volume.open(false) {
         Ok(device) => device,
         Err(e) => return volume.failed(&e, output),
@@ -186,11 +205,6 @@ fn create_md(volume: &LocalVolume, max_peers: Option<u8>, force: bool, output: &
             return output.error(Exit::FAILED, format!("{}: {}: {e}", volume.name(), device.device().path().display()));
         }
     };
-    match convert::create_over_v08(volume, &device, max_peers, force, output) {
-        Ok(None) => {}
-        Ok(Some(exit)) => return exit,
-        Err(e) => return volume.failed(&e, output),
-    }
     if let Some(exit) = refuse_occupied(volume, &device, force, "create-md", output) {
         return exit;
     }
