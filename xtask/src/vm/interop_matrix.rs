@@ -111,6 +111,18 @@ pub const ROWS: &[Row] = &[
         &["two_volumes"],
     ),
     row("metadata on disks of their own on both sides", &["external_metadata"], &["external_metadata"]),
+    row(
+        "a disk with its metadata on another one goes there and back twice; whoever wrote alone, the node that stays or the \
+         one that moves: the difference",
+        &["external_metadata_moves"],
+        &["external_metadata_moves"],
+    ),
+    row("such a disk of a kernel that died as Primary: its hot extents", NONE, &["external_metadata_crash"]),
+    row(
+        "the same for two volumes, one with its metadata inside, one elsewhere: the difference of each",
+        &["volumes_move"],
+        &["volumes_move"],
+    ),
     row("the other one's metadata is refused and left alone", &["wrong_program"], &["wrong_program"]),
 ];
 

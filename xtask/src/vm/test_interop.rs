@@ -21,9 +21,9 @@ const SCRIPT: &str = include_str!("test_interop.sh");
 
 /// Of each RAM disk.
 const DISK_MIB: u64 = 32;
-/// The kernel's, ours, the state of a disk at a crash, and one for drbdmeta to try things on; or two volumes' on both sides, or
-/// theirs and their metadata's.
-const DISKS_COUNT: u64 = 4;
+/// The kernel's, ours, the state of a disk at a crash, and one for drbdmeta to try things on; or two volumes' on both sides.
+/// Four more for metadata of these that is not on themselves.
+const DISKS_COUNT: u64 = 8;
 /// Ends a hang; far above what it takes.
 const LIMIT: Duration = Duration::from_secs(7200);
 

@@ -2,13 +2,18 @@
 # `test_interop_disks.sh`.
 #
 # DRBD 8.4 opens its connections in the first network namespace (10.1.1.1); the daemon lives in namespace bob (10.1.1.2).
-# Each pair of nodes is made anew on two RAM disks: ram0 is the kernel's, ram1 ours.
+# Each pair of nodes is made anew on two RAM disks: ram0 is the kernel's, ram1 ours. A second volume has ram2 and ram3.
 set -u
 
 kern=/dev/drbd0
 kern_disk=/dev/ram0
 our_disk=/dev/ram1
+kern_disk_1=/dev/ram2
+our_disk_1=/dev/ram3
 kern_id=0
+# A test says here what its resource has.
+volumes=0
+external=
 
 network() {
     ip netns add bob
@@ -30,10 +35,7 @@ our_config() {
 [[resource]]
 name = "r0"
 net = { protocol = "$1", timeout = 60, ping-timeout = 50, connect-int = 7, ping-int = 11, socket-check-timeout = 10${2:+, $2} }
-[[resource.volume]]
-number = 0
-device = "ublk:1"
-disk = "/nowhere"
+$(our_volumes)
 [[resource.on]]
 node = "kern"
 node-id = $kern_id
@@ -42,13 +44,51 @@ address = "10.1.1.1:7789"
 node = "bob"
 node-id = $((1 - kern_id))
 address = "10.1.1.2:7789"
-volume = [{ number = 0, disk = "$our_disk" }]
+volume = [$(our_disks)]
 TOML
 }
+our_volumes() {
+    for volume in $volumes; do
+        printf '[[resource.volume]]\nnumber = %s\ndevice = "ublk:%s"\ndisk = "/nowhere%s"\n' "$volume" $((volume + 1)) "$volume"
+    done
+}
+our_disks() {
+    for volume in $volumes; do
+        printf '{ number = %s, disk = "%s"%s }, ' "$volume" "$(our_disk_of "$volume")" "$(our_meta_disk "$(our_disk_of "$volume")")"
+    done
+}
+our_meta_disk() { case " $external " in *" $1 "*) printf ', meta-disk = "%s"' "$(meta_disk "$1")" ;; esac; }
 bob() { ctl bob "$@"; }
 dr() { drbdsetup-84 "$@"; }
-# Without the controller of the resync rate, which begins slowly.
-kern_attach() { dr attach 0 $kern_disk $kern_disk internal --c-plan-ahead=0 --resync-rate=100000; }
+# What belongs to volume 0 or 1; "twin" is the second node while it is the kernel's, too.
+kern_disk_of() { case $1 in 0) echo $kern_disk ;; *) echo $kern_disk_1 ;; esac; }
+our_disk_of() { case $1 in 0) echo $our_disk ;; *) echo $our_disk_1 ;; esac; }
+kern_minor() { echo $(($1 * 2)); }
+twin_minor() { echo $(($1 * 2 + 1)); }
+kern_device_of() { echo "/dev/drbd$(kern_minor "$1")"; }
+twin_device_of() { echo "/dev/drbd$(twin_minor "$1")"; }
+our_device_of() { echo "/dev/ublkb$(($1 + 1))"; }
+# Of DISK, for a disk of $external: that has its metadata on another one.
+meta_disk() { echo "/dev/ram$((${1#/dev/ram} + 4))"; }
+# metadata_of DISK EXTERNAL: where it is, as drbdmeta and drbdsetup want it, who have their own words for EXTERNAL.
+metadata_of() {
+    case " $external " in
+    *" $1 "*) echo "$(meta_disk "$1") $2" ;;
+    *) echo "$1 internal" ;;
+    esac
+}
+# drbdmeta_of MINOR DISK COMMAND...
+drbdmeta_of() {
+    drbdmeta_minor=$1
+    drbdmeta_disk=$2
+    shift 2
+    # shellcheck disable=SC2046 # words
+    drbdmeta --force "$drbdmeta_minor" v08 $(metadata_of "$drbdmeta_disk" flex-external) "$@"
+}
+# attach MINOR DISK [RATE]: without the controller of the resync rate, which begins slowly.
+# shellcheck disable=SC2046 # words
+attach() { dr attach "$1" "$2" $(metadata_of "$2" flexible) --c-plan-ahead=0 --resync-rate="${3:-100000}"; }
+kern_attach() { attach 0 $kern_disk; }
 # kern_connect PROTOCOL [OPTION...]
 kern_connect() {
     kern_protocol=$1
@@ -58,10 +98,12 @@ kern_connect() {
 }
 kern_disconnect() { dr disconnect ipv4:10.1.1.1:7789 ipv4:10.1.1.2:7789 "$@"; }
 kern_new() {
-    drbdmeta --force 0 v08 $kern_disk internal create-md >/dev/null
     dr new-resource r0
-    dr new-minor r0 0 0
-    kern_attach
+    for volume in $volumes; do
+        drbdmeta_of "$(kern_minor "$volume")" "$(kern_disk_of "$volume")" create-md >/dev/null
+        dr new-minor r0 "$(kern_minor "$volume")" "$volume"
+        attach "$(kern_minor "$volume")" "$(kern_disk_of "$volume")"
+    done
 }
 our_new() {
     bob create-md r0 --force
@@ -69,8 +111,12 @@ our_new() {
 }
 # Fresh disks, full of what differs.
 wipe() {
-    dd if=/dev/urandom of=$kern_disk bs=1M count=32 oflag=direct 2>/dev/null
-    dd if=/dev/urandom of=$our_disk bs=1M count=32 oflag=direct 2>/dev/null
+    for volume in $volumes; do
+        dd if=/dev/urandom of="$(kern_disk_of "$volume")" bs=1M count=32 oflag=direct 2>/dev/null
+        dd if=/dev/urandom of="$(our_disk_of "$volume")" bs=1M count=32 oflag=direct 2>/dev/null
+    done
+    # Or create-md finds what the last test left there.
+    for disk in $external; do dd if=/dev/urandom of="$(meta_disk "$disk")" bs=1M count=1 oflag=direct 2>/dev/null; done
 }
 down() {
     if [ -e /tmp/bob.pid ] && [ -d "/proc/$(cat /tmp/bob.pid)" ]; then
@@ -78,7 +124,7 @@ down() {
         bob down r0 || true
         end bob
     fi
-    for minor in 0 1; do dr secondary $minor 2>/dev/null || true; done
+    for minor in 0 1 2 3; do dr secondary $minor 2>/dev/null || true; done
     for resource in r0 r1; do dr down $resource 2>/dev/null || true; done
     cable up
 }
@@ -100,11 +146,24 @@ pair() {
 
 # ---- what they say
 
-kern_line() { grep -E '^ *0: cs:' /proc/drbd || echo none; }
-kern_says() { kern_line | tr ' ' '\n' | sed -n "s/^$1://p"; }
-# kern_number KEY: of the second line: ns, nr, oos, ...
-kern_number() { sed -n '/^ *0: cs:/{n;p;}' /proc/drbd | tr ' ' '\n' | sed -n "s/^$1://p"; }
+# minor_says MINOR KEY: cs, ro, ds; none if there is no such minor.
+minor_says() { { grep -E "^ *$1: cs:" /proc/drbd || echo none; } | tr ' ' '\n' | sed -n "s/^$2://p"; }
+kern_says() { minor_says 0 "$1"; }
+# minor_number MINOR KEY: of the second line: ns, nr, oos, ...
+minor_number() { sed -n "/^ *$1: cs:/{n;p;}" /proc/drbd | tr ' ' '\n' | sed -n "s/^$2://p"; }
+kern_number() { minor_number 0 "$1"; }
 is_kern() { [ "$(kern_says "$1")" = "$2" ]; }
+# all_say kern|twin KEY VALUE: of each volume.
+all_say() {
+    for volume in $volumes; do
+        [ "$(minor_says "$("$1_minor" "$volume")" "$2")" = "$3" ] || return 1
+    done
+}
+nothing_is_out_of_sync() {
+    for volume in $volumes; do
+        equal "out of sync at the kernel, volume $volume" "$(minor_number "$(kern_minor "$volume")" oos)" 0
+    done
+}
 turned() { echo "${1#*/}/${1%/*}"; }
 our_dstate() { bob dstate r0 | tr -d '\n'; }
 # Own role and the peer's.
@@ -131,12 +190,15 @@ in_sync() {
     equal "out of sync at the kernel" "$(kern_number oos)" 0
     agree
 }
-kern_bytes() { echo $(($(cat /sys/block/drbd0/size) * 512)); }
+# kern_bytes [VOLUME]
+kern_bytes() { echo $(($(cat "/sys/block/drbd$(kern_minor "${1:-0}")/size") * 512)); }
 # The backing devices, byte by byte; what the page cache has of them is old.
 same_bytes() {
     echo 1 >/proc/sys/vm/drop_caches
-    above "size of the volume" "$(kern_bytes)" 1000000
-    cmp -n "$(kern_bytes)" $kern_disk $our_disk
+    for volume in $volumes; do
+        above "size of volume $volume" "$(kern_bytes "$volume")" 1000000
+        cmp -n "$(kern_bytes "$volume")" "$(kern_disk_of "$volume")" "$(our_disk_of "$volume")"
+    done
 }
 both_in_sync() { in_sync; same_bytes; }
 # Nothing that the kernel complains of in a healthy protocol. (BAD without its mark is in one generation of a hundred.)
@@ -155,10 +217,16 @@ scribble() {
         scribble_at=$((scribble_at + 1))
     done
 }
-our_promote() { promote bob "$@"; }
-our_demote() { demote bob; }
-kern_promote() { dr primary 0 "$@"; }
-kern_demote() { dr secondary 0; }
+our_promote() {
+    promote bob "$@"
+    for volume in $volumes; do eventually test -b "$(our_device_of "$volume")"; done
+}
+our_demote() {
+    demote bob
+    for volume in $volumes; do eventually test ! -e "$(our_device_of "$volume")"; done
+}
+kern_promote() { for volume in $volumes; do dr primary "$(kern_minor "$volume")" "$@"; done; }
+kern_demote() { for volume in $volumes; do dr secondary "$(kern_minor "$volume")"; done; }
 
 # ---- the tests. Each begins where it wants to: `pair`, or `synced` from a fresh pair.
 

@@ -7,36 +7,37 @@ twin=/dev/drbd1
 # Where the state of a disk at a crash is kept, and goes on from there.
 copy_disk=/dev/ram2
 
-twin_says() { twin_line | tr ' ' '\n' | sed -n "s/^$1://p"; }
-twin_line() { grep -E '^ *1: cs:' /proc/drbd || echo none; }
+twin_says() { minor_says 1 "$1"; }
 is_twin() { [ "$(twin_says "$1")" = "$2" ]; }
-# Not without its log applied, clean as its end may have been; `drbdadm up` does that, too.
+# twin_attach VOLUME [RATE]: not without its log applied, clean as its end may have been; `drbdadm up` does that, too.
 twin_attach() {
-    drbdmeta --force 9 v08 "$1" internal apply-al
-    dr attach 1 "$1" "$1" internal --c-plan-ahead=0 --resync-rate="${2:-100000}"
+    drbdmeta_of 9 "$(our_disk_of "$1")" apply-al
+    attach "$(twin_minor "$1")" "$(our_disk_of "$1")" "${2:-100000}"
 }
 twin_connect() { between_twins connect r1 ipv4:10.1.1.1:7790 ipv4:10.1.1.1:7789; }
 kern_connect_twin() { between_twins connect r0 ipv4:10.1.1.1:7789 ipv4:10.1.1.1:7790 "$@"; }
 between_twins() { dr "$@" --protocol="$protocol" --timeout=60 --ping-timeout=50 --connect-int=7; }
 twin_disconnect() { dr disconnect ipv4:10.1.1.1:7790 ipv4:10.1.1.1:7789; }
 kern_disconnect_twin() { dr disconnect ipv4:10.1.1.1:7789 ipv4:10.1.1.1:7790; }
-twins_are_one() { is_kern cs Connected && is_kern ds UpToDate/UpToDate && is_twin ds UpToDate/UpToDate; }
-# twin_up DISK: the resource of the second node, not connected.
+twins_are_one() { all_say kern cs Connected && all_say kern ds UpToDate/UpToDate && all_say twin ds UpToDate/UpToDate; }
+# twin_up [RATE]: the resource of the second node, not connected.
 twin_up() {
     dr new-resource r1
-    dr new-minor r1 1 0
-    twin_attach "$@"
+    for volume in $volumes; do
+        dr new-minor r1 "$(twin_minor "$volume")" "$volume"
+        twin_attach "$volume" "$@"
+    done
 }
 # Both in the kernel, connected, in sync, Secondary.
 twins() {
     down
     wipe
     kern_new
-    drbdmeta --force 1 v08 $our_disk internal create-md >/dev/null
-    twin_up $our_disk
+    for volume in $volumes; do drbdmeta_of 9 "$(our_disk_of "$volume")" create-md >/dev/null; done
+    twin_up
     kern_connect_twin
     twin_connect
-    eventually is_kern ds Inconsistent/Inconsistent
+    eventually all_say kern ds Inconsistent/Inconsistent
     kern_promote --force
     eventually twins_are_one
     kern_demote
@@ -44,16 +45,18 @@ twins() {
 # No packet between the twins, and no goodbye.
 cable() { ip link set lo "$1"; }
 twin_is_away() { case $(kern_says cs) in WF* | Unconnected | NetworkFailure | Timeout | BrokenPipe) return 0 ;; esac; return 1; }
+twin_promote() { for volume in $volumes; do dr primary "$(twin_minor "$volume")"; done; }
+twin_demote() { for volume in $volumes; do dr secondary "$(twin_minor "$volume")"; done; }
 # The twin leaves in good order; its peer is told.
 twin_down() {
-    dr secondary 1
+    twin_demote
     dr down r1
     kern_disconnect_twin
 }
 # crash_twin MORE: the state of its disk at a moment at which it is Primary, and writes that it had sent but not done.
 # From then on $our_disk is the copy.
 crash_twin() {
-    cp_disk $our_disk $copy_disk
+    cp_node_disk $our_disk $copy_disk
     if [ "$1" = sent ]; then scribble $twin 4 4; fi
     cable down
     eventually twin_is_away
@@ -65,12 +68,22 @@ crash_twin() {
     echo "v08 flags of the disk that crashed: $(flags_of $our_disk)"
 }
 cp_disk() { dd if="$1" of="$2" bs=1M iflag=direct oflag=direct 2>/dev/null; }
+# cp_node_disk FROM TO: with the metadata, where that is on another one.
+cp_node_disk() {
+    cp_disk "$1" "$2"
+    case " $external " in *" $1 "*) cp_disk "$(meta_disk "$1")" "$(meta_disk "$2")" ;; esac
+}
 # The second node is replicad from here on: metadata converted in place, nothing else touched.
 convert() {
     our_config "$protocol"
     bob apply-al r0
     bob create-md r0 --force | tee /tmp/converted
-    grep -q 'converted to v09' /tmp/converted || wrong "create-md did not convert: $(cat /tmp/converted)"
+    all_converted_to v09
+}
+all_converted_to() {
+    for volume in $volumes; do
+        grep -q "^r0/$volume: .* converted to $1" /tmp/converted || wrong "create-md did not convert: $(cat /tmp/converted)"
+    done
 }
 take_over() {
     convert
@@ -79,9 +92,9 @@ take_over() {
     bob up r0
     connected
 }
-# The kernel's own count of the last resync, from its log.
+# kern_resync [VOLUME]: the kernel's own count of the last resync, from its log.
 kern_resync() {
-    dmesg | sed -n '/drbd0: Began resync/s/.*\[\([0-9]*\) bits set\].*/\1/p' | tail -n 1
+    dmesg | sed -n "/drbd$(kern_minor "${1:-0}"): Began resync/s/.*\[\([0-9]*\) bits set\].*/\1/p" | tail -n 1
 }
 both_count() {
     only_the_difference "$1"
@@ -90,14 +103,17 @@ both_count() {
 # Extents of 4 MiB that the log of DISK has hot, as bits: what drbdmeta's own apply-al would set in a copy of it.
 spare=/dev/ram3
 drbdmeta_applies() {
-    cp_disk "$1" $spare
-    drbdmeta --force 9 v08 $spare internal apply-al >/dev/null
-    drbdmeta --force 9 v08 $spare internal dump-md 2>/dev/null | sed -n 's/^# bits-set \([0-9]*\);/\1/p'
+    cp_node_disk "$1" $spare
+    drbdmeta_of 9 $spare apply-al >/dev/null
+    drbdmeta_of 9 $spare dump-md 2>/dev/null | sed -n 's/^# bits-set \([0-9]*\);/\1/p'
 }
 
 # Flags of the v08 superblock of DISK, in hexadecimal.
 flags_of() {
-    od -A n -t x1 -j $((32 * 1024 * 1024 - 4096 + 56)) -N 4 "$1" | tr -d ' '
+    # shellcheck disable=SC2046 # words
+    set -- $(metadata_of "$1" external)
+    case $2 in internal) flags_at=$((32 * 1024 * 1024 - 4096 + 56)) ;; *) flags_at=56 ;; esac
+    od -A n -t x1 -j $flags_at -N 4 "$1" | tr -d ' '
 }
 
 # ---- taken over
@@ -206,7 +222,7 @@ takeover_crash_sync_target() {
     kern_promote
     dd if=/dev/urandom of=$kern bs=1M count=24 oflag=direct conv=notrunc 2>/dev/null
     kern_connect_twin
-    twin_up $our_disk 500
+    twin_up 500
     dr pause-sync 1
     twin_connect
     eventually is_twin cs PausedSyncT
@@ -230,13 +246,13 @@ hand_back() {
     end bob
     kern_disconnect
     drbdmeta --force 9 v08 $our_disk internal create-md >/dev/null
-    twin_up $our_disk
+    twin_up
     kern_connect_twin
     twin_connect
 }
 twins_equal() {
     eventually twins_are_one
-    equal "out of sync at the kernel" "$(kern_number oos)" 0
+    nothing_is_out_of_sync
     same_bytes
 }
 kern_counts() { equal "blocks of the resync, as the kernel counts" "$(kern_resync)" "$1"; }
@@ -295,7 +311,7 @@ handback_crash() {
     hot=$(converted_hot)
     above "blocks that drbdmeta finds hot" "$hot" 0
     drbdmeta --force 9 v08 $our_disk internal create-md >/dev/null
-    twin_up $our_disk
+    twin_up
     kern_connect_twin
     twin_connect
     twins_equal
@@ -339,7 +355,7 @@ wrong_program() {
     cp_disk $our_disk $copy_disk
     dr new-resource r1
     dr new-minor r1 1 0
-    refused twin_attach $our_disk
+    refused twin_attach 0
     untouched
 }
 untouched() {

@@ -1,103 +1,58 @@
 # Two volumes of one resource, and metadata on disks of their own. Functions for test_interop.sh, which comes after this.
 
-dev_1=/dev/ublkb2
-kern_1=/dev/drbd2
-kern_disk_1=/dev/ram2
-our_disk_1=/dev/ram3
-
-# our_volumes NUMBERS VOLUME_TABLES_OF_BOB: as our_config, with other volumes.
-our_volumes() {
-    our_config "$protocol"
-    {
-        sed '/^\[\[resource.volume\]\]/,$d' "$conf"
-        for volume in $1; do
-            printf '[[resource.volume]]\nnumber = %s\ndevice = "ublk:%s"\ndisk = "/nowhere%s"\n' "$volume" $((volume + 1)) "$volume"
-        done
-        sed -n '/^\[\[resource.on\]\]/,$p' "$conf" | sed "s|^volume = .*|volume = [$2]|"
-    } >"$conf.new"
-    mv "$conf.new" "$conf"
-}
-# The second volume at the kernel: minor 2.
-volume_1_says() { sed -n 's/^ *2: //p' /proc/drbd | tr ' ' '\n' | sed -n "s/^$1://p"; }
-volume_1_oos() { sed -n '/^ *2: cs:/{n;p;}' /proc/drbd | tr ' ' '\n' | sed -n "s/^oos://p"; }
-volume_1_is_up_to_date() { [ "$(volume_1_says ds)" = UpToDate/UpToDate ]; }
 volumes_in_sync() {
     bob wait-sync r0 --timeout 240
-    eventually is_kern ds UpToDate/UpToDate
-    eventually volume_1_is_up_to_date
-    equal "out of sync at the kernel" "$(kern_number oos) $(volume_1_oos)" "0 0"
-    equal "our disks" "$(bob dstate r0 | tr '\n' ' ')" "UpToDate/UpToDate UpToDate/UpToDate "
+    eventually all_say kern cs Connected
+    eventually all_say kern ds UpToDate/UpToDate
+    nothing_is_out_of_sync
+    equal "our disks" "$(bob dstate r0)" "$(for volume in $volumes; do echo UpToDate/UpToDate; done)"
     same_bytes
-    cmp -n $(($(cat /sys/block/drbd2/size) * 512)) $kern_disk_1 $our_disk_1
 }
-volumes_promote_kernel() { for minor in 0 2; do dr primary $minor "$@"; done; }
-volumes_demote_kernel() { for minor in 0 2; do dr secondary $minor; done; }
-volumes_promote_us() {
-    our_promote "$@"
-    eventually test -b $dev_1
-}
-volumes_demote_us() {
-    our_demote
-    eventually test ! -e $dev_1
-}
-# Blocks of the last resync of each volume.
+# write_alone kern|twin|our MIB_OFFSET COUNT: so many blocks into volume 0, seven more into the next.
+write_alone() { for volume in $volumes; do scribble "$("$1_device_of" "$volume")" "$2" $(($3 + 7 * volume)); done; }
+write_all() { for volume in $volumes; do writes "$("$1_device_of" "$volume")"; done; }
+# Blocks of the last resync of each volume, as the daemon says it.
 volume_resync() { sed -n "s/.*volume $1: resync [a-z]* peer 0 of \([0-9]*\) blocks.*/\1/p" /tmp/bob.log | tail -n 1; }
+# we_resynced COUNT: just what write_alone has written.
+we_resynced() {
+    for volume in $volumes; do equal "blocks of the resync of volume $volume" "$(volume_resync "$volume")" $(($1 + 7 * volume)); done
+}
+kern_resynced() {
+    for volume in $volumes; do
+        equal "blocks of the resync of volume $volume, as the kernel counts" "$(kern_resync "$volume")" $(($1 + 7 * volume))
+    done
+}
 # Initial sync, an outage with other writes on each, and a fail-over, either side Primary.
 two_volumes() {
-    down
-    for disk in $kern_disk $our_disk $kern_disk_1 $our_disk_1; do
-        dd if=/dev/urandom of=$disk bs=1M count=32 oflag=direct 2>/dev/null
-    done
-    our_volumes "0 1" "{ number = 0, disk = \"$our_disk\" }, { number = 1, disk = \"$our_disk_1\" }"
-    kern_new
-    drbdmeta --force 2 v08 $kern_disk_1 internal create-md >/dev/null
-    dr new-minor r0 2 1
-    dr attach 2 $kern_disk_1 $kern_disk_1 internal --c-plan-ahead=0 --resync-rate=100000
-    our_new
-    kern_connect "$protocol"
-    bob up r0
-    connected
-    volumes_promote_kernel --force
+    volumes='0 1'
+    pair "$protocol"
+    kern_promote --force
     volumes_in_sync
-    writes $kern
-    writes $kern_1
+    write_all kern
     link down
     disconnected
-    scribble $kern 4 40
-    scribble $kern_1 4 7
+    write_alone kern 4 40
     link up
     connected
     volumes_in_sync
-    equal "blocks of the resync of volume 0" "$(volume_resync 0)" 40
-    equal "blocks of the resync of volume 1" "$(volume_resync 1)" 7
-    volumes_demote_kernel
+    we_resynced 40
+    kern_demote
     link down
     disconnected
-    volumes_promote_us
-    scribble $dev 6 5
-    scribble $dev_1 6 30
+    our_promote
+    write_alone our 6 5
     link up
     connected
     volumes_in_sync
-    equal "blocks of the resync of volume 0" "$(volume_resync 0)" 5
-    equal "blocks of the resync of volume 1" "$(volume_resync 1)" 30
-    writes $dev_1
-    volumes_demote_us
+    we_resynced 5
+    writes "$(our_device_of 1)"
+    our_demote
     volumes_in_sync
 }
 # Both with metadata elsewhere, so the volume is as large as the disk: sync, an outage either way.
 external_metadata() {
-    down
-    wipe
-    our_volumes 0 "{ number = 0, disk = \"$our_disk\", meta-disk = \"$our_disk_1\" }"
-    drbdmeta --force 0 v08 $kern_disk_1 flex-external create-md >/dev/null
-    dr new-resource r0
-    dr new-minor r0 0 0
-    dr attach 0 $kern_disk $kern_disk_1 flexible --c-plan-ahead=0 --resync-rate=100000
-    our_new
-    kern_connect "$protocol"
-    bob up r0
-    connected
+    external="$kern_disk $our_disk"
+    pair "$protocol"
     equal "size of the volume" "$(kern_bytes)" "$(blockdev --getsize64 $kern_disk)"
     kern_promote --force
     both_in_sync
@@ -118,4 +73,81 @@ external_metadata() {
     connected
     both_in_sync
     our_demote
+}
+
+# ---- the second node moves from the kernel's DRBD to replicad and back
+
+# Twice, and each time somebody has written alone: the node that stays, or the one that moves, whose own bits and generation
+# are converted then. No two resyncs have the same count.
+moves() {
+    twins
+    kern_promote
+    write_all kern
+    moves_bytes=$(kern_bytes)
+
+    twin_down
+    write_alone kern 4 20
+    take_over
+    volumes_in_sync
+    we_resynced 20
+    kern_resynced 20
+    equal "size of volume 0 at ours" "$(size_bytes bob)" "$moves_bytes"
+    kern_demote
+
+    our_promote
+    write_all our
+    part ours
+    write_alone our 6 30
+    our_demote
+    bob down r0
+    give_back
+    twins_equal
+    kern_resynced 30
+
+    twin_promote
+    write_all twin
+    twin_disconnect
+    kern_disconnect_twin
+    write_alone twin 8 25
+    twin_demote
+    dr down r1
+    take_over
+    volumes_in_sync
+    we_resynced 25
+    kern_resynced 25
+
+    kern_promote
+    write_all kern
+    bob down r0
+    write_alone kern 10 35
+    give_back
+    twins_equal
+    kern_resynced 35
+    kern_demote
+    equal "size of volume 0 in the end" "$(kern_bytes)" "$moves_bytes"
+}
+# As hand_back, with our own tool.
+give_back() {
+    end bob
+    kern_disconnect
+    bob create-md r0 --format v08 --force | tee /tmp/converted
+    all_converted_to v08
+    twin_up
+    kern_connect_twin
+    twin_connect
+}
+external_metadata_moves() {
+    external="$kern_disk $our_disk"
+    moves
+}
+# The log of what a dead Primary had in flight lies on the other disk, too.
+external_metadata_crash() {
+    external="$kern_disk $our_disk $copy_disk $spare"
+    takeover_crash
+}
+# One has its metadata inside, the other elsewhere.
+volumes_move() {
+    volumes='0 1'
+    external="$kern_disk_1 $our_disk_1"
+    moves
 }
