@@ -30,6 +30,21 @@ fn a_disk_without_metadata_is_refused_with_the_next_step() {
 }
 
 #[test]
+fn metadata_with_an_index_is_refused_with_the_next_step() {
+    let cluster = Cluster::new(2);
+    cluster.use_external_metadata(0, 16 << 20, 128 << 20, 1);
+    let text = std::fs::read_to_string(&cluster.config).unwrap();
+    let indexed = text.replace("meta0.img\"", "meta0.img [0]\"");
+    assert_ne!(indexed, text);
+    std::fs::write(&cluster.config, indexed).unwrap();
+    let node = cluster.start(0);
+    let (code, message, next_step) = refused(node.ask(Command::Up { target: r0() }));
+    assert_eq!(code, 116, "{message}");
+    assert!(message.contains("meta0.img index 0") && next_step.contains("of its own"), "{message}; {next_step}");
+    assert_eq!(node.report().devices[0].disk_state, "Diskless");
+}
+
+#[test]
 fn a_disk_in_use_is_refused() {
     let cluster = Cluster::new(2);
     let file = File::open(cluster.disk(0)).unwrap();

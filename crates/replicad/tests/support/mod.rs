@@ -22,7 +22,7 @@ pub const DISK_BYTES: u64 = 16 << 20;
 
 pub struct Cluster {
     pub dir: tempfile::TempDir,
-    config: PathBuf,
+    pub config: PathBuf,
     names: Vec<String>,
 }
 
